@@ -1,0 +1,189 @@
+"""The toolkit's operators. Callers never ask which implementation runs.
+
+Each is a torch operator (`torch.ops.commvq.*`) with a PyTorch reference for every device and, where
+the extension was compiled, a C++ kernel. These wrappers check what they are given; the raw
+operators trust their callers with everything but memory safety.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from commvq_core.ops import fake as _fake  # noqa: F401  (registers)
+from commvq_core.ops import reference as _reference  # noqa: F401  (registers)
+from commvq_core.ops.load import NativeInfo, load_native
+from commvq_core.ops.schema import packed_width
+
+__all__ = [
+    "NativeInfo",
+    "additive_encode",
+    "encoding_layout",
+    "native_available",
+    "native_info",
+    "pack_codes",
+    "packed_width",
+    "unpack_codes",
+]
+
+MAX_CODEWORDS = 256  # a code is one byte
+
+_NATIVE = load_native(Path(__file__).resolve().parent.parent)
+
+
+def native_available() -> bool:
+    """Whether compiled kernels were loaded."""
+    return _NATIVE.available
+
+
+def native_info() -> NativeInfo:
+    """What runs the operators here, and if not compiled kernels, why."""
+    return _NATIVE
+
+
+def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
+    """Encode vectors as sums of codewords, one from each stage, by beam search.
+
+    Every sub-vector of every group is encoded on its own. Stage by stage, the `beam` partial sums
+    nearest to it are kept (1 is greedy residual quantization); the nearest full sum wins. Of equally
+    near ones the earlier wins: first by the beam it extends, then by its codeword. A sub-vector that
+    holds a NaN or an infinity gets codes that are valid but mean nothing.
+
+    Args:
+        x: float32 [groups, tokens, subs * sub_dim].
+        codebooks: float32 [groups, subs, stages, codewords, sub_dim], at most 256 codewords, on the
+            device of `x`. `encoding_layout` makes repeated small calls faster.
+        beam: partial sums kept, at least 1.
+
+    Returns:
+        uint8 [groups, tokens, subs * stages]: column `sub * stages + stage` is the codeword's index.
+
+    Raises:
+        TypeError: not a tensor, not float32, `beam` not an int.
+        ValueError: shapes or devices that do not fit each other, `beam` below 1.
+    """
+    _check_tensor("x", x, torch.float32)
+    _check_tensor("codebooks", codebooks, torch.float32)
+    if x.dim() != 3:
+        raise ValueError(f"x must be [groups, tokens, subs * sub_dim], not {list(x.shape)}")
+    _check_codebooks(codebooks)
+    groups, subs, _, _, sub_dim = codebooks.shape
+    if x.shape[0] != groups:
+        raise ValueError(f"x has {x.shape[0]} groups but codebooks has {groups}")
+    if x.shape[2] != subs * sub_dim:
+        raise ValueError(
+            f"x is {x.shape[2]} wide but codebooks encodes {subs} sub-vectors of {sub_dim} dims"
+        )
+    if x.device != codebooks.device:
+        raise ValueError(f"x is on {x.device} but codebooks is on {codebooks.device}")
+    _check_int("beam", beam)
+    if beam < 1:
+        raise ValueError(f"beam must be at least 1, not {beam}")
+    return torch.ops.commvq.additive_encode(x, codebooks, beam)
+
+
+def encoding_layout(codebooks: Tensor) -> Tensor:
+    """The same codebooks, laid out in memory as the native kernel reads them.
+
+    Encoding gives the same codes either way. A call with few tokens is otherwise mostly spent on
+    rearranging, so whoever encodes with fixed codebooks keeps them like this.
+
+    Args:
+        codebooks: float32 [groups, subs, stages, codewords, sub_dim].
+
+    Returns:
+        A tensor equal to it whose codewords are contiguous along the codeword axis.
+    """
+    _check_tensor("codebooks", codebooks, torch.float32)
+    _check_codebooks(codebooks)
+    return codebooks.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Pack codes of `bits` bits each without gaps, row by row.
+
+    Bit order is little-endian within the row: code i takes bits [i * bits, (i + 1) * bits), where
+    bit j is bit j % 8 of byte j // 8. Bits left over in the last byte are zero, and bits of a code
+    above `bits` are dropped.
+
+    Args:
+        codes: uint8 [..., count], each below 2^bits.
+        bits: 1 to 8.
+
+    Returns:
+        uint8 [..., ceil(count * bits / 8)], a new tensor even for 8 bits.
+
+    Raises:
+        TypeError: not a uint8 tensor, `bits` not an int.
+        ValueError: `bits` outside 1 to 8, or a tensor without axes.
+    """
+    _check_bytes("codes", codes)
+    _check_bits(bits)
+    return torch.ops.commvq.pack_codes(codes, bits)
+
+
+def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The first `count` codes of each row that `pack_codes` packed.
+
+    Args:
+        packed: uint8 [..., width], width at least ceil(count * bits / 8).
+        bits: 1 to 8.
+        count: codes a row.
+
+    Returns:
+        uint8 [..., count].
+
+    Raises:
+        TypeError: not a uint8 tensor, `bits` or `count` not an int.
+        ValueError: `bits` outside 1 to 8, or rows too short for `count` codes.
+    """
+    _check_bytes("packed", packed)
+    _check_bits(bits)
+    _check_int("count", count)
+    if count < 0:
+        raise ValueError(f"count must not be negative, not {count}")
+    if packed.shape[-1] < packed_width(count, bits):
+        raise ValueError(
+            f"packed holds {packed.shape[-1]} bytes a row but {count} codes of {bits} bits take "
+            f"{packed_width(count, bits)}"
+        )
+    return torch.ops.commvq.unpack_codes(packed, bits, count)
+
+
+def _check_tensor(name: str, value: Tensor, dtype: torch.dtype) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, not {value.dtype}")
+
+
+def _check_int(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+
+
+def _check_codebooks(codebooks: Tensor) -> None:
+    if codebooks.dim() != 5:
+        raise ValueError(
+            "codebooks must be [groups, subs, stages, codewords, sub_dim], "
+            f"not {list(codebooks.shape)}"
+        )
+    _, subs, stages, codewords, sub_dim = codebooks.shape
+    if not 1 <= codewords <= MAX_CODEWORDS:
+        raise ValueError(f"codebooks must have 1 to {MAX_CODEWORDS} codewords, not {codewords}")
+    if min(subs, stages, sub_dim) < 1:
+        raise ValueError(f"codebooks must have no empty axis, not {list(codebooks.shape)}")
+
+
+def _check_bytes(name: str, value: Tensor) -> None:
+    _check_tensor(name, value, torch.uint8)
+    if value.dim() < 1:
+        raise ValueError(f"{name} must have at least one axis")
+
+
+def _check_bits(bits: int) -> None:
+    _check_int("bits", bits)
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits must be 1 to 8, not {bits}")

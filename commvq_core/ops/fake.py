@@ -1,0 +1,26 @@
+"""What the operators return, shapes and dtypes alone: for torch.compile and fake tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from commvq_core.ops.schema import LIBRARY, NAMESPACE, packed_width
+
+
+def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
+    groups, tokens, _ = x.shape
+    columns = codebooks.shape[1] * codebooks.shape[2]
+    return x.new_empty((groups, tokens, columns), dtype=torch.uint8)
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    return codes.new_empty((*codes.shape[:-1], packed_width(codes.shape[-1], bits)))
+
+
+def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
+    return packed.new_empty((*packed.shape[:-1], count))
+
+
+for _function in (additive_encode, pack_codes, unpack_codes):
+    torch.library.register_fake(f"{NAMESPACE}::{_function.__name__}", _function, lib=LIBRARY)

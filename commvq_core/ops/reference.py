@@ -1,0 +1,118 @@
+"""The operators in PyTorch: what runs on any device for which nothing was compiled.
+
+Registered as CompositeExplicitAutograd, the key that every backend falls back to, so a compiled
+kernel for a backend takes precedence by being registered and callers never choose.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from commvq_core.ops.schema import LIBRARY, packed_width
+
+# Candidates (float32) held at once: 32 MB. Tokens are taken in chunks of as many as this allows.
+CANDIDATES_AT_ONCE = 1 << 23
+
+
+def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
+    """See `commvq_core.ops.additive_encode`."""
+    groups, subs, stages, size, sub_dim = codebooks.shape
+    tokens = x.shape[1]
+    units = groups * subs  # every (group, sub-vector) is encoded on its own
+    vectors = x.reshape(groups, tokens, subs, sub_dim).transpose(1, 2)
+    vectors = vectors.reshape(units, tokens, sub_dim)
+    books = codebooks.reshape(units, stages, size, sub_dim)
+    codes = torch.empty((units, tokens, stages), dtype=torch.uint8, device=x.device)
+    chunk = max(1, CANDIDATES_AT_ONCE // max(1, units * beam * size))
+    # Autocast would do the matrix products in half precision.
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        for start in range(0, tokens, chunk):
+            part = slice(start, start + chunk)
+            codes[:, part] = _beam_search(vectors[:, part], books, beam)
+    by_group = codes.view(groups, subs, tokens, stages).transpose(1, 2)
+    return by_group.reshape(groups, tokens, subs * stages)
+
+
+def _beam_search(x: Tensor, books: Tensor, beam: int) -> Tensor:
+    """Codes uint8 [units, tokens, stages] of `x` [units, tokens, sub_dim] against
+    `books` [units, stages, size, sub_dim].
+
+    A candidate's score is |x - sum|^2 - |x|^2. With r = x - (sum so far), appending codeword c adds
+    |c|^2 - 2 r.c, so that a step is one batched matrix product. (Tables of c.c' instead, as the C++
+    kernel uses them, are no faster here, where selecting dominates, and cost n = 1 a millisecond.)
+    """
+    units, tokens, sub_dim = x.shape
+    stages, size = books.shape[1], books.shape[2]
+    residual = x.unsqueeze(2)
+    score = x.new_zeros((units, tokens, 1))
+    codes = torch.zeros((units, tokens, 1, 0), dtype=torch.uint8, device=x.device)
+    for stage in range(stages):
+        book = books[:, stage]
+        norm = book.square().sum(dim=-1)
+        candidates = torch.baddbmm(
+            score.reshape(units, -1, 1) + norm.unsqueeze(1),
+            residual.reshape(units, -1, sub_dim),
+            book.transpose(1, 2),
+            alpha=-2.0,
+        )
+        score, index = _smallest(candidates.view(units * tokens, -1), beam)
+        score = score.view(units, tokens, -1)
+        parent = (index // size).view(units, tokens, -1, 1)
+        chosen = (index % size).view(units, tokens, -1, 1)
+        codeword = torch.gather(
+            book.unsqueeze(1).expand(-1, tokens, -1, -1), 2, chosen.expand(-1, -1, -1, sub_dim)
+        )
+        residual = residual.gather(2, parent.expand(-1, -1, -1, sub_dim)) - codeword
+        codes = torch.cat(
+            [codes.gather(2, parent.expand(-1, -1, -1, stage)), chosen.byte()], dim=-1
+        )
+    return codes[:, :, 0]
+
+
+def _smallest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` smallest of each row in rising order with their columns; equal ones keep the
+    order of their columns."""
+    if count == 1:
+        values, index = scores.min(dim=-1, keepdim=True)  # documented to give the first
+        return values, index
+    if count >= scores.shape[-1]:
+        return scores.sort(dim=-1, stable=True)
+    # topk leaves the order of equals open, so rows that have any are sorted instead.
+    values, index = scores.topk(count + 1, dim=-1, largest=False)
+    tied = (values[:, 1:] == values[:, :-1]).any(dim=-1)
+    values, index = values[:, :count], index[:, :count]
+    if bool(tied.any()):
+        sorted_values, sorted_index = scores[tied].sort(dim=-1, stable=True)
+        values[tied], index[tied] = sorted_values[:, :count], sorted_index[:, :count]
+    return values, index
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """See `commvq_core.ops.pack_codes`."""
+    if bits == 8:
+        return codes.clone(memory_format=torch.contiguous_format)
+    count = codes.shape[-1]
+    width = packed_width(count, bits)
+    shifts = torch.arange(bits, dtype=torch.uint8, device=codes.device)
+    stream = ((codes.unsqueeze(-1) >> shifts) & 1).flatten(-2)
+    stream = torch.nn.functional.pad(stream, (0, width * 8 - count * bits))
+    weights = torch.bitwise_left_shift(
+        torch.ones(8, dtype=torch.uint8, device=codes.device),
+        torch.arange(8, dtype=torch.uint8, device=codes.device),
+    )
+    return (stream.unflatten(-1, (width, 8)) * weights).sum(dim=-1, dtype=torch.uint8)
+
+
+def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
+    """See `commvq_core.ops.unpack_codes`."""
+    if bits == 8:
+        return packed[..., :count].clone(memory_format=torch.contiguous_format)
+    bit = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    stream = ((packed.unsqueeze(-1) >> bit) & 1).flatten(-2)[..., : count * bits]
+    shifts = torch.arange(bits, dtype=torch.uint8, device=packed.device)
+    return (stream.unflatten(-1, (count, bits)) << shifts).sum(dim=-1, dtype=torch.uint8)
+
+
+for _function in (additive_encode, pack_codes, unpack_codes):
+    LIBRARY.impl(_function.__name__, _function, "CompositeExplicitAutograd")

@@ -1,0 +1,24 @@
+"""The operators' schemas: defined in Python, so that they exist whether or not C++ was compiled."""
+
+from __future__ import annotations
+
+import torch
+
+NAMESPACE = "commvq"
+
+SCHEMAS = (
+    "additive_encode(Tensor x, Tensor codebooks, int beam) -> Tensor",
+    "pack_codes(Tensor codes, int bits) -> Tensor",
+    "unpack_codes(Tensor packed, int bits, int count) -> Tensor",
+)
+OPS = tuple(schema.partition("(")[0] for schema in SCHEMAS)
+
+# Kept for as long as the process lives: dropping it would unregister the operators.
+LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+for _schema in SCHEMAS:
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def packed_width(count: int, bits: int) -> int:
+    """Bytes that `count` codes of `bits` bits take in one row."""
+    return (count * bits + 7) // 8
