@@ -2,8 +2,8 @@
 
 Everything else is in pyproject.toml. COMMVQ_BUILD says what to build:
 
-- `auto` (default): CPU kernels, and CUDA kernels when torch was built for CUDA and nvcc is here. What
-  cannot be built is left out with one line of warning: the package then uses the PyTorch operators.
+- `auto` (default): CPU kernels, and CUDA kernels when torch was built for CUDA and nvcc is here.
+  What cannot be built is left out with a line of warning: the PyTorch operators serve instead.
 - `cpu`, `cuda`: the same, but fail when it cannot be built (`cuda` includes the CPU kernels).
 - `off`: nothing.
 
@@ -31,6 +31,9 @@ CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST names 
 # GCC and Clang. Without contraction, a multiply and an add round the same on every SIMD level, so
 # that codes do not depend on the machine that made them. Never -march=native.
 CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+
+
+PROBE = "#include <concepts>\ntemplate <std::integral T> T f(T x) { return x; }\n"
 
 
 class CannotBuildError(Exception):
@@ -66,14 +69,18 @@ def check_compiler() -> None:
     compiler = os.environ.get("CXX", "c++")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "probe.cpp"
-        source.write_text("#include <concepts>\ntemplate <std::integral T> T f(T x) { return x; }\n")
+        source.write_text(
+            "#include <concepts>\ntemplate <std::integral T> T f(T x) { return x; }\n"
+        )
         command = [*compiler.split(), "-std=c++20", "-c", str(source), "-o", f"{folder}/probe.o"]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=120)
         except FileNotFoundError:
             raise CannotBuildError(f"there is no C++ compiler ({compiler} not found)") from None
         except (OSError, subprocess.SubprocessError):
-            raise CannotBuildError(f"the C++ compiler ({compiler}) does not compile C++20") from None
+            raise CannotBuildError(
+                f"the C++ compiler ({compiler}) does not compile C++20"
+            ) from None
 
 
 def cuda_sources() -> list[str]:
@@ -174,7 +181,9 @@ def build_options() -> dict[str, Any]:
     try:
         extensions, left_out = plan(wanted)
     except CannotBuildError as error:
-        raise SystemExit(f"error: cannot build commvq with COMMVQ_BUILD={wanted}: {error}") from None
+        raise SystemExit(
+            f"error: cannot build commvq with COMMVQ_BUILD={wanted}: {error}"
+        ) from None
     for text in left_out:
         warn(text)
     if not extensions:

@@ -47,9 +47,9 @@ def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
     """Encode vectors as sums of codewords, one from each stage, by beam search.
 
     Every sub-vector of every group is encoded on its own. Stage by stage, the `beam` partial sums
-    nearest to it are kept (1 is greedy residual quantization); the nearest full sum wins. Of equally
-    near ones the earlier wins: first by the beam it extends, then by its codeword. A sub-vector that
-    holds a NaN or an infinity gets codes that are valid but mean nothing.
+    nearest to it are kept (1 is greedy residual quantization); the nearest full sum wins. Of
+    equally near ones the earlier wins: first by the beam it extends, then by its codeword. A
+    sub-vector that holds a NaN or an infinity gets codes that are valid but mean nothing.
 
     Args:
         x: float32 [groups, tokens, subs * sub_dim].
@@ -58,7 +58,7 @@ def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
         beam: partial sums kept, at least 1.
 
     Returns:
-        uint8 [groups, tokens, subs * stages]: column `sub * stages + stage` is the codeword's index.
+        uint8 [groups, tokens, subs * stages]: column `sub * stages + stage` is a codeword's index.
 
     Raises:
         TypeError: not a tensor, not float32, `beam` not an int.

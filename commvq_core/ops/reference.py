@@ -20,6 +20,8 @@ def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
     groups, subs, stages, size, sub_dim = codebooks.shape
     tokens = x.shape[1]
     units = groups * subs  # every (group, sub-vector) is encoded on its own
+    if units * tokens == 0:
+        return torch.empty((groups, tokens, subs * stages), dtype=torch.uint8, device=x.device)
     vectors = x.reshape(groups, tokens, subs, sub_dim).transpose(1, 2)
     vectors = vectors.reshape(units, tokens, sub_dim)
     books = codebooks.reshape(units, stages, size, sub_dim)
