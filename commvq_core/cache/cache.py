@@ -1,0 +1,222 @@
+"""CommVQCache: a transformers cache whose old tokens are codes."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+
+from commvq_core.cache.layer import CommVQLayer
+from commvq_core.cache.patch import Patch, running_cache
+from commvq_core.cache.positions import Positions
+from commvq_core.codecs.base import Codec
+from commvq_core.errors import InputError
+from commvq_core.models import AttentionSpec, describe_and_probe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from commvq_core.artifact import Artifact
+
+LayerCodecs = Mapping[int, tuple[Codec, Codec]]  # layer index -> (key codec, value codec)
+
+
+class CommVQCache(Cache):
+    """A compressed key-value cache for `model`, for model.generate(past_key_values=cache).
+
+    The first `sinks` tokens of each row and the newest `window` stay exact; older ones are codes.
+    With `strict`, every query of a long chunk sees what it would see if the tokens had come one by
+    one (exact for its own last `window` tokens only), which is what evaluation needs; without, a
+    chunk sees itself exactly, as prefill wants. `exact_dtype` stores window and sinks in another
+    dtype than the model's.
+
+    Works as a context manager, or until `close()`; the model is then as it was before the first
+    cache. Several caches may live on one model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        codecs: LayerCodecs,
+        *,
+        window: int = 128,
+        sinks: int = 4,
+        strict: bool = False,
+        exact_dtype: torch.dtype | None = None,
+    ) -> None:
+        if window < 1 or sinks < 0:
+            raise InputError(
+                f"window {window}, sinks {sinks}", "give a window of at least 1, sinks of at least 0"
+            )
+        spec, probed = _describe(model)
+        self.positions = Positions()
+        layers: list[Any] = DynamicCache(config=model.config).layers
+        for layer in spec.compressible:
+            key_codec, value_codec = codecs[layer.index]
+            layers[layer.index] = CommVQLayer(
+                key_codec.to(model.device),
+                value_codec.to(model.device),
+                probed[layer.index].rotary,
+                self.positions,
+                window=window,
+                sinks=sinks,
+                strict=strict,
+                exact_dtype=exact_dtype,
+            )
+        super().__init__(layers=layers)
+        self._model = weakref.ref(model)
+        self._attach()
+
+    @classmethod
+    def from_pretrained(
+        cls, artifact: str | Path | Artifact, model: PreTrainedModel, **options: Any
+    ) -> CommVQCache:
+        """A cache with the codebooks of an artifact (folder, hub id, or loaded).
+
+        `options` as in the constructor. Raises InputError when the artifact is damaged or was made
+        for another model.
+        """
+        from commvq_core.artifact import load_artifact
+
+        loaded = load_artifact(artifact) if isinstance(artifact, (str, Path)) else artifact
+        loaded.check_fits(_describe(model)[0])
+        return cls(model, loaded.codecs, **options)
+
+    def _attach(self) -> None:
+        model = self._model()
+        assert model is not None
+        patch = Patch.acquire(model)
+        # Also runs when the cache is collected without close().
+        self._release = weakref.finalize(self, patch.release)
+
+    def close(self) -> None:
+        """Detach from the model. The cache's data stays readable; the model can't run on it."""
+        self._release()
+
+    def __enter__(self) -> CommVQCache:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CommVQCache:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        for name, value in self.__dict__.items():
+            if name not in ("_model", "_release"):
+                setattr(twin, name, copy.deepcopy(value, memo))
+        twin._model = self._model
+        twin._attach()
+        return twin
+
+    def check_runs_on(self, model: PreTrainedModel | None) -> None:
+        """Raise InputError unless the cache is open and was made for this model."""
+        if model is not self._model():
+            raise InputError(
+                "this CommVQCache was made for another model", "make one with this model"
+            )
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Called by the model's attention layers; see CommVQLayer.update."""
+        if running_cache() is not self:
+            raise InputError(
+                "this CommVQCache is closed, or not attached to the model that runs",
+                "use it inside `with CommVQCache.from_pretrained(...) as cache`",
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    @property
+    def compressed_layers(self) -> list[CommVQLayer]:
+        """The layers that hold codes."""
+        return [layer for layer in self.layers if isinstance(layer, CommVQLayer)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored for the context now: codes, windows, sinks, positions, other layers."""
+        others = [
+            tensor
+            for layer in self.layers
+            if not isinstance(layer, CommVQLayer)
+            for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None))
+            if isinstance(tensor, Tensor)
+        ]
+        return (
+            sum(layer.nbytes for layer in self.compressed_layers)
+            + sum(tensor.numel() * tensor.element_size() for tensor in others)
+            + self.positions.nbytes
+        )
+
+    @property
+    def bits_per_element(self) -> float:
+        """Bits a scalar of K and V costs once it is a code, averaged over the compressed layers."""
+        return mean_bits(
+            [c for layer in self.compressed_layers for c in (layer.key_codec, layer.value_codec)]
+        )
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of codebooks that stay loaded whatever the context."""
+        return sum(
+            layer.key_codec.resident_bytes + layer.value_codec.resident_bytes
+            for layer in self.compressed_layers
+        )
+
+    # What transformers asks of a whole cache, where the positions must follow the layers.
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last -tokens_to_remove tokens."""
+        super().crop(tokens_to_remove)
+        self.positions.crop(self.get_seq_length())
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Select rows of the batch, as beam search asks for."""
+        super().reorder_cache(beam_idx)
+        self.positions.select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given rows of the batch."""
+        super().batch_select_indices(indices)
+        self.positions.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times."""
+        super().batch_repeat_interleave(repeats)
+        self.positions.repeat(repeats)
+
+    def reset(self) -> None:
+        """Forget everything; the cache can be used again."""
+        super().reset()
+        self.positions.crop(0)
+
+
+def mean_bits(codecs: list[Codec]) -> float:
+    """Bits an element over several codecs, each weighted by the elements it stores a token."""
+    weights = [codec.spec.kv_heads * codec.spec.head_dim for codec in codecs]
+    total = sum(codec.bits_per_element * w for codec, w in zip(codecs, weights, strict=True))
+    return total / max(1, sum(weights))
+
+
+_described: weakref.WeakKeyDictionary[Any, tuple[AttentionSpec, dict[int, Any]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _describe(model: PreTrainedModel) -> tuple[AttentionSpec, dict[int, Any]]:
+    """Probing costs a forward pass: once a model, not once a cache."""
+    if model not in _described:
+        _described[model] = describe_and_probe(model)
+    return _described[model]

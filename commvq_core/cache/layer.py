@@ -1,0 +1,278 @@
+"""One layer's cache: codes for old tokens, exact keys and values for sinks and the newest ones.
+
+The life of a token: `update` appends it to the exact window; once `window` newer tokens stand
+behind it, it is un-rotated, encoded and dropped from the window. Codes are append-only: a token is
+encoded once and never again. Slot s of the codes is token s of the sequence, sinks included; a
+sink's code is stored too (so that slots stay aligned) but attention uses its exact copy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from commvq_core.codecs.base import Codec
+from commvq_core.rope import Rotary, to_pairs, unrotate_pairs
+
+if TYPE_CHECKING:
+    from commvq_core.cache.positions import Positions
+
+_GROWTH = 64  # code slots are allocated in steps of this many tokens
+
+
+class CodeStore:
+    """A growing uint8 tensor [batch, kv_heads, tokens, code_bytes], append-only but for `crop`."""
+
+    def __init__(self) -> None:
+        self._data: Tensor | None = None
+        self.length = 0
+
+    def append(self, codes: Tensor) -> None:
+        """Add `codes` [batch, kv_heads, n, code_bytes] behind what is there."""
+        need = self.length + codes.shape[2]
+        if self._data is None or need > self._data.shape[2]:
+            spare = need // 16 if self.length else 0
+            capacity = -(-(need + spare) // _GROWTH) * _GROWTH
+            data = codes.new_zeros(*codes.shape[:2], capacity, codes.shape[3])
+            if self._data is not None:
+                data[:, :, : self.length] = self._data[:, :, : self.length]
+            self._data = data
+        self._data[:, :, self.length : need] = codes
+        self.length = need
+
+    def slice(self, start: int, stop: int) -> Tensor:
+        """Codes of the tokens start..stop, a view."""
+        assert self._data is not None and stop <= self.length
+        return self._data[:, :, start:stop]
+
+    def crop(self, length: int) -> None:
+        """Forget the tokens from `length` on."""
+        self.length = min(self.length, length)
+
+    def apply(self, change: Any) -> None:
+        """Replace the data by `change(data)`: batch selection, or a move to another device."""
+        if self._data is not None:
+            self._data = change(self._data)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return 0 if self._data is None else self._data.numel()
+
+
+class CommVQLayer(CacheLayerMixin):
+    """The compressed cache of one attention layer. See the module's docstring.
+
+    `keys`/`values` [batch, kv_heads, w, head_dim] are the exact window, rotated, in model order;
+    they begin at token `exact_start`. `strict` is explained at CommVQCache.
+    """
+
+    is_compileable = False
+    is_sliding = False
+    is_croppable = True
+    supports_early_init = False
+
+    def __init__(
+        self,
+        key_codec: Codec,
+        value_codec: Codec,
+        rotary: Rotary,
+        positions: Positions,
+        *,
+        window: int,
+        sinks: int,
+        strict: bool,
+        exact_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.key_codec, self.value_codec = key_codec, value_codec
+        self.rotary = rotary
+        self.positions = positions
+        self.window, self.sinks, self.strict = window, sinks, strict
+        self.exact_dtype = exact_dtype
+        self._empty()
+
+    def _empty(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+        self.is_initialized = False
+        self.key_codes, self.value_codes = CodeStore(), CodeStore()
+        self.exact_start = 0
+        self.first_valid: Tensor | None = None  # [batch] first slot that is not padding
+        self.sink_keys: Tensor | None = None
+        self.sink_values: Tensor | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take batch, dtype and device from the first states."""
+        self.model_dtype, self.device = key_states.dtype, key_states.device
+        self.dtype = self.exact_dtype or self.model_dtype
+        self.keys = key_states[:, :, :0].to(self.dtype)
+        self.values = value_states[:, :, :0].to(self.dtype)
+        self.is_initialized = True
+
+    @property
+    def code_length(self) -> int:
+        """How many tokens have codes: slots 0 .. code_length - 1."""
+        return self.key_codes.length
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append rotated states [batch, kv_heads, n, head_dim]; returns the exact window.
+
+        The attention function (attention.py) reads the layer itself; the returned tensors are the
+        whole context only while nothing has been encoded.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        self.keys = torch.cat((self.keys, key_states.to(self.dtype)), dim=2)
+        self.values = torch.cat((self.values, value_states.to(self.dtype)), dim=2)
+        return self.keys.to(self.model_dtype), self.values.to(self.model_dtype)
+
+    def sink_slots(self) -> Tensor:
+        """[batch, sinks] slots of the first tokens of each row, padding passed over."""
+        assert self.first_valid is not None
+        steps = torch.arange(self.sinks, device=self.first_valid.device)
+        return self.first_valid[:, None] + steps
+
+    def encode_until(self, stop: int) -> None:
+        """Give codes to all tokens before `stop`; their exact copies stay until `drop_encoded`."""
+        start = self.code_length
+        if stop <= start:
+            return
+        assert self.keys is not None and self.values is not None
+        part = slice(start - self.exact_start, stop - self.exact_start)
+        keys, values = self.keys[:, :, part], self.values[:, :, part]
+        self._keep_sinks(start, stop)
+        self.key_codes.append(self.key_codec.encode(self._plain_keys(keys, start, stop)))
+        self.value_codes.append(self.value_codec.encode(values.float()))
+
+    def _plain_keys(self, keys: Tensor, start: int, stop: int) -> Tensor:
+        """Rotated keys in model order -> canonical keys before RoPE, float32."""
+        rotary = self.rotary
+        pairs = to_pairs(keys.float(), rotary_dim=rotary.rotary_dim, layout=rotary.layout)
+        if rotary.rotary_dim == 0:
+            return pairs
+        cos, sin = self.positions.tables(rotary, start, stop, self.model_dtype)
+        return unrotate_pairs(pairs, cos, sin)
+
+    def _keep_sinks(self, start: int, stop: int) -> None:
+        if self.sinks == 0:
+            return
+        assert self.keys is not None and self.values is not None
+        batch, heads, _, dim = self.keys.shape
+        slots = self.sink_slots()
+        if self.sink_keys is None or self.sink_values is None:
+            self.sink_keys = self.keys.new_zeros(batch, heads, self.sinks, dim)
+            self.sink_values = self.values.new_zeros(batch, heads, self.sinks, dim)
+        inside = (slots >= start) & (slots < stop)
+        if not bool(inside.any()):
+            return
+        rows, columns = inside.nonzero(as_tuple=True)
+        where = slots[rows, columns] - self.exact_start
+        self.sink_keys[rows, :, columns] = self.keys[rows, :, where]
+        self.sink_values[rows, :, columns] = self.values[rows, :, where]
+
+    def drop_encoded(self) -> None:
+        """Free the exact copies of tokens that have codes."""
+        extra = self.code_length - self.exact_start
+        if extra > 0:
+            assert self.keys is not None and self.values is not None
+            # Clones, since a slice would keep the whole chunk's memory alive.
+            self.keys = self.keys[:, :, extra:].clone()
+            self.values = self.values[:, :, extra:].clone()
+            self.exact_start = self.code_length
+
+    def decode_keys(self, start: int, stop: int) -> Tensor:
+        """Canonical keys before RoPE of the tokens start..stop, float32."""
+        return self.key_codec.decode(self.key_codes.slice(start, stop))
+
+    def decode_values(self, start: int, stop: int) -> Tensor:
+        """Values of the tokens start..stop, float32."""
+        return self.value_codec.decode(self.value_codes.slice(start, stop))
+
+    # The contract of transformers' caches.
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        if not self.is_initialized or self.keys is None:
+            return 0
+        return self.exact_start + self.keys.shape[2]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(length, offset) of the columns that an attention mask needs: every token, from 0."""
+        return self.get_seq_length() + int(query_length), 0
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    get_max_cache_shape = get_max_length  # its name in older releases of transformers
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._empty()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last -tokens_to_remove tokens, as transformers' layers do."""
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop takes a negative number of tokens to remove, not {tokens_to_remove}"
+            )
+        if tokens_to_remove == 0 or not self.is_initialized:
+            return
+        assert self.keys is not None and self.values is not None
+        length = max(0, self.get_seq_length() + tokens_to_remove)
+        if length < self.exact_start:
+            # The newest tokens left are codes; what follows will be appended behind them.
+            self.key_codes.crop(length)
+            self.value_codes.crop(length)
+            self.exact_start = length
+        kept = length - self.exact_start
+        self.keys, self.values = self.keys[:, :, :kept], self.values[:, :, :kept]
+        if length == 0:
+            self._empty()
+
+    def _each_batch_tensor(self, change: Any) -> None:
+        for store in (self.key_codes, self.value_codes):
+            store.apply(change)
+        for name in ("keys", "values", "sink_keys", "sink_values", "first_valid"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, change(tensor))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Select rows of the batch, as beam search asks for."""
+        self._each_batch_tensor(lambda t: t.index_select(0, beam_idx.to(t.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times."""
+        self._each_batch_tensor(lambda t: t.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given rows."""
+        self._each_batch_tensor(lambda t: t[indices.to(t.device), ...])
+
+    def offload(self) -> None:
+        """Move the layer's data to the CPU."""
+        self._each_batch_tensor(lambda t: t.to("cpu"))
+
+    def prefetch(self) -> None:
+        """Move the layer's data back to its device."""
+        if self.is_initialized:
+            self._each_batch_tensor(lambda t: t.to(self.device))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored for this layer's context: codes, window and sinks."""
+        exact = (self.keys, self.values, self.sink_keys, self.sink_values)
+        return (
+            self.key_codes.nbytes
+            + self.value_codes.nbytes
+            + sum(t.numel() * t.element_size() for t in exact if t is not None)
+        )
+

@@ -1,0 +1,165 @@
+"""Teach a model to run on a compressed cache, without touching its code.
+
+Two seams of transformers: an attention function registered by name, and hooks on the model's
+decoder. The hooks switch the decoder to that function only while it runs with a CommVQCache, and
+switch it back afterwards, also after an exception; with any other cache the model runs as ever.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from commvq_core.cache.attention import Scorer, SoftmaxSum, attend, needs_codes, settle
+from commvq_core.cache.layer import CommVQLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from commvq_core.cache.cache import CommVQCache
+
+ATTENTION = "commvq"
+_running = threading.local()  # the cache of the forward pass that this thread is in
+
+
+class Patch:
+    """The hooks on one model, shared by all its caches and removed with the last of them."""
+
+    _of_model: weakref.WeakKeyDictionary[nn.Module, Patch] = weakref.WeakKeyDictionary()
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        _register()
+        self._model = weakref.ref(model)
+        self._users = 0
+        decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+        self._signature = inspect.signature(decoder.forward)
+        self._before = decoder.register_forward_pre_hook(self._enter, with_kwargs=True)
+        # Always called, so that an exception in the forward pass also switches back.
+        self._after = decoder.register_forward_hook(self._leave, always_call=True)
+        self._saved: list[tuple[Any, Any]] = []
+
+    @classmethod
+    def acquire(cls, model: PreTrainedModel) -> Patch:
+        """The model's patch, made if it has none; every `acquire` needs one `release`."""
+        patch = cls._of_model.get(model)
+        if patch is None:
+            patch = cls._of_model[model] = cls(model)
+        patch._users += 1
+        return patch
+
+    def release(self) -> None:
+        """Give the patch back; the last one to do so removes the hooks."""
+        self._users -= 1
+        if self._users == 0:
+            self._before.remove()
+            self._after.remove()
+            model = self._model()
+            if model is not None:
+                self._of_model.pop(model, None)
+
+    def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        from commvq_core.cache.cache import CommVQCache
+
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        given.update(given.pop("kwargs", {}))
+        cache = given.get("past_key_values")
+        if not isinstance(cache, CommVQCache):
+            return
+        cache.check_runs_on(self._model())
+        inputs = given.get("input_ids")
+        inputs = given["inputs_embeds"] if inputs is None else inputs
+        length, count = cache.get_seq_length(), inputs.shape[1]
+        ids = given.get("position_ids")
+        if ids is None:
+            ids = torch.arange(length, length + count, device=inputs.device)[None]
+        cache.positions.begin_forward(length, ids)
+        configs = {id(m.config): m.config for m in decoder.modules() if hasattr(m, "config")}
+        self._saved = [(c, getattr(c, "_attn_implementation", None)) for c in configs.values()]
+        for config, _ in self._saved:
+            config._attn_implementation_internal = ATTENTION
+        _running.cache = cache
+
+    def _leave(self, decoder: nn.Module, args: Any, output: Any) -> None:
+        for config, implementation in self._saved:
+            config._attn_implementation_internal = implementation
+        self._saved = []
+        cache = running_cache()
+        if cache is not None:
+            cache.positions.end_forward()
+        _running.cache = None
+
+
+def running_cache() -> CommVQCache | None:
+    """The cache of the forward pass that this thread is in."""
+    return getattr(_running, "cache", None)
+
+
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(ATTENTION, _attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function of every layer of a model that runs on a CommVQCache."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    cache = running_cache()
+    layer = cache.layers[module.layer_idx] if cache is not None else None
+    compressed = isinstance(layer, CommVQLayer)
+    if compressed and needs_codes(layer, query.shape[2]):
+        output = attend(
+            layer, query, attention_mask, scaling=scaling, softcap=softcap, sink_logits=s_aux
+        )
+        return output, None
+    if softcap is None and s_aux is None:
+        # Everything that is seen is exact: torch's kernels serve.
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        output, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    else:
+        output = _exact(query, key, value, attention_mask, scaling, softcap, s_aux)
+    if compressed:
+        settle(layer, attention_mask)
+    return output, None
+
+
+def _exact(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sink_logits: Tensor | None,
+) -> Tensor:
+    """Plain attention with soft-capping and learnt sinks, which SDPA does not have."""
+    tokens = key.shape[2]
+    scorer = Scorer(query, key.shape[1], mask, tokens - query.shape[2], scaling, softcap)
+    result = SoftmaxSum(scorer.query.shape, query.device)
+    columns = torch.arange(tokens, device=query.device)
+    seen = torch.ones(1, 1, 1, tokens, dtype=torch.bool, device=query.device)
+    result.add(scorer.scores(scorer.query, key.float(), columns, seen), value.float())
+    if sink_logits is not None:
+        result.add_logit(scorer.sink_rows(sink_logits))
+    output = result.output().view(query.shape)
+    return output.transpose(1, 2).to(query.dtype).contiguous()

@@ -1,0 +1,72 @@
+"""The position of every cached token, and the rotary tables of any stretch of them.
+
+Positions are kept once a cache, not once a layer (4 bytes a token), since padding makes them differ
+between the rows of a batch. Tables are made when asked for and kept for the length of one forward
+pass, in which all layers that rotate alike ask for the same ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from commvq_core.rope import Rotary
+
+
+class Positions:
+    """int32 [rows, tokens], rows = 1 while all rows of the batch agree, else the batch."""
+
+    def __init__(self) -> None:
+        self._ids: Tensor | None = None
+        self._tables: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return 0 if self._ids is None else self._ids.shape[1]
+
+    def begin_forward(self, length: int, ids: Tensor) -> None:
+        """Append the positions `ids` [rows, n] behind the first `length` tokens."""
+        self._tables.clear()
+        ids = ids.to(torch.int32)
+        if ids.shape[0] > 1 and bool((ids == ids[:1]).all()):
+            ids = ids[:1]
+        if self._ids is None or length == 0:
+            self._ids = ids
+            return
+        old = self._ids[:, :length].to(ids.device)
+        rows = max(old.shape[0], ids.shape[0])
+        self._ids = torch.cat((old.expand(rows, -1), ids.expand(rows, -1)), dim=1)
+
+    def tables(
+        self, rotary: Rotary, start: int, stop: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """cos, sin [rows, 1, stop - start, rotary_dim/2] float32 of the tokens start..stop."""
+        key = (id(rotary), start, stop)
+        if key not in self._tables:
+            assert self._ids is not None
+            cos, sin = rotary.cos_sin(self._ids[:, start:stop], dtype)
+            self._tables[key] = (cos[:, None], sin[:, None])
+        return self._tables[key]
+
+    def end_forward(self) -> None:
+        """Drop the tables."""
+        self._tables.clear()
+
+    def crop(self, length: int) -> None:
+        """Forget the tokens from `length` on."""
+        if self._ids is not None:
+            self._ids = self._ids[:, :length]
+
+    def select(self, indices: Tensor) -> None:
+        """Keep the given rows of the batch."""
+        if self._ids is not None and self._ids.shape[0] > 1:
+            self._ids = self._ids[indices.to(self._ids.device)]
+
+    def repeat(self, repeats: int) -> None:
+        """Repeat every row `repeats` times."""
+        if self._ids is not None and self._ids.shape[0] > 1:
+            self._ids = self._ids.repeat_interleave(repeats, dim=0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes stored."""
+        return 0 if self._ids is None else self._ids.numel() * self._ids.element_size()

@@ -1,0 +1,176 @@
+"""Additive vector quantization: a vector is a sum of codewords, one from each stage's codebook.
+
+A canonical head vector x is first made comparable under the metric, y = x @ forward, and split into
+sub-vectors of `sub_dim` dims; sub-vector s is then sum_m codebooks[s, m, code_m] (paper section 3.1
+for additive quantization; the mean lives in the first stage). Decoding is linear in the codewords,
+x^ = y^ @ inverse, so it commutes with RoPE wherever `inverse` does: for keys it scales whole pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from commvq_core import ops
+from commvq_core.codecs.base import FitData, FittedCodec, SideSpec, require_tensor
+from commvq_core.errors import InputError
+from commvq_core.fit.additive import fit_additive
+from commvq_core.fit.metric import key_transform, value_transform
+
+
+@dataclass(frozen=True)
+class AdditiveConfig:
+    """Geometry and knobs. Bits an element = `stages` * `code_bits` / `sub_dim`.
+
+    `fit_beam` and `rounds` steer the fit; `beam` is the encoder's width at run time.
+    """
+
+    sub_dim: int
+    stages: int
+    code_bits: int = 8
+    beam: int = 4
+    fit_beam: int = 8
+    rounds: int = 4
+    kmeans_iterations: int = 8
+
+    def __post_init__(self) -> None:
+        if self.sub_dim < 2 or self.stages < 1 or not 1 <= self.code_bits <= 8:
+            raise ValueError(f"impossible geometry {self}")
+        if min(self.beam, self.fit_beam) < 1 or min(self.rounds, self.kmeans_iterations) < 0:
+            raise ValueError(f"impossible knobs {self}")
+
+    @property
+    def codewords(self) -> int:
+        """Codewords in one stage's codebook."""
+        return 2**self.code_bits
+
+
+class AdditiveCodec(FittedCodec):
+    """The default codec of keys and values. See the module's docstring.
+
+    `codebooks` [kv_heads, subs, stages, codewords, sub_dim] fp16, in the transformed space;
+    `inverse` float32: [kv_heads, head_dim] for keys (a factor a dim, equal within a pair),
+    [kv_heads, head_dim, head_dim] for values.
+    """
+
+    name = "additive"
+
+    def __init__(
+        self, spec: SideSpec, config: AdditiveConfig, codebooks: Tensor, inverse: Tensor
+    ) -> None:
+        self.spec = spec
+        self._config = config
+        self.subs = spec.head_dim // config.sub_dim
+        self.codebooks = codebooks
+        self.inverse = inverse
+        self.code_bytes = -(-self.subs * config.stages * config.code_bits // 8)
+        self._forward = 1.0 / inverse if spec.side == "key" else torch.linalg.inv(inverse)
+        self._codebooks32 = codebooks.float()
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        batch, heads, tokens, dim = vectors.shape
+        rows = vectors.float().transpose(0, 1).reshape(heads, batch * tokens, dim)
+        codes = ops.additive_encode(
+            self._transform(rows, self._forward).contiguous(), self._codebooks32, self._config.beam
+        )
+        packed = ops.pack_codes(codes, self._config.code_bits)
+        return packed.view(heads, batch, tokens, self.code_bytes).transpose(0, 1).contiguous()
+
+    def decode(self, codes: Tensor) -> Tensor:
+        batch, heads, tokens, _ = codes.shape
+        count = self.subs * self._config.stages
+        index = ops.unpack_codes(codes, self._config.code_bits, count).int()
+        table = self._codebooks32.view(heads, count, self._config.codewords, self._config.sub_dim)
+        offsets = torch.arange(heads * count, dtype=torch.int32, device=codes.device)
+        index = index + (offsets * self._config.codewords).view(1, heads, 1, count)
+        rows = index.view(batch, heads, tokens, self.subs, self._config.stages)
+        summed = torch.nn.functional.embedding_bag(
+            rows.flatten(0, -2).contiguous(),
+            table.reshape(-1, self._config.sub_dim),
+            mode="sum",
+        )
+        decoded = summed.view(batch, heads, tokens, self.subs * self._config.sub_dim)
+        return self._transform(decoded, self.inverse)
+
+    def _transform(self, rows: Tensor, transform: Tensor) -> Tensor:
+        """`rows` [..., kv_heads, n, head_dim] times a factor a dim or a matrix, a head."""
+        if self.spec.side == "key":
+            return rows * transform[:, None, :]
+        return rows @ transform
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"codebooks": self.codebooks, "inverse": self.inverse}
+
+    def config(self) -> dict[str, Any]:
+        return asdict(self._config)
+
+    def to(self, device: Any) -> AdditiveCodec:
+        return AdditiveCodec(
+            self.spec, self._config, self.codebooks.to(device), self.inverse.to(device)
+        )
+
+    @classmethod
+    def from_tensors(
+        cls, spec: SideSpec, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> AdditiveCodec:
+        try:
+            geometry = AdditiveConfig(**config)
+        except TypeError as error:
+            raise ValueError(f"config does not describe an additive codec ({error})") from error
+        subs = spec.head_dim // geometry.sub_dim
+        if subs * geometry.sub_dim != spec.head_dim:
+            raise ValueError(f"sub_dim {geometry.sub_dim} does not divide head_dim {spec.head_dim}")
+        shape = (spec.kv_heads, subs, geometry.stages, geometry.codewords, geometry.sub_dim)
+        codebooks = require_tensor(tensors, "codebooks", shape)
+        tail = (spec.head_dim,) if spec.side == "key" else (spec.head_dim, spec.head_dim)
+        inverse = require_tensor(tensors, "inverse", (spec.kv_heads, *tail))
+        return cls(spec, geometry, codebooks, inverse)
+
+    @classmethod
+    def plan(cls, spec: SideSpec, bits: float) -> dict[str, Any]:
+        for sub_dim in (32, 64, 16, 40, 48, 8):
+            stages = bits * sub_dim / 8
+            if spec.head_dim % sub_dim == 0 and stages >= 1 and stages == int(stages):
+                return asdict(AdditiveConfig(sub_dim=sub_dim, stages=int(stages)))
+        raise InputError(
+            f"{bits:g} bits can't be reached with heads of {spec.head_dim} dims",
+            "give a multiple of 0.25 between 0.25 and 4",
+        )
+
+    @classmethod
+    def least_tokens(cls, config: Mapping[str, Any]) -> int:
+        # Four vectors a codeword is where k-means stops learning its own sample by heart.
+        return 4 * AdditiveConfig(**config).codewords
+
+    @classmethod
+    def fit(cls, spec: SideSpec, config: Mapping[str, Any], data: FitData) -> dict[str, Tensor]:
+        geometry = AdditiveConfig(**config)
+        vectors = data.vectors[:, 0]
+        if spec.side == "key":
+            forward = key_transform(data.metric[0])
+            inverse, rows = 1.0 / forward, vectors * forward
+        else:
+            forward, inverse = value_transform(data.metric[0])
+            rows = vectors @ forward
+        codebooks = fit_additive(
+            rows,
+            sub_dim=geometry.sub_dim,
+            stages=geometry.stages,
+            codewords=geometry.codewords,
+            kmeans_iterations=geometry.kmeans_iterations,
+            rounds=geometry.rounds,
+            beam=geometry.fit_beam,
+            seed=data.seed,
+        )
+        return {"codebooks": codebooks.half()[None], "inverse": inverse[None]}
+
+    @classmethod
+    def join(
+        cls, spec: SideSpec, config: Mapping[str, Any], units: Sequence[Mapping[str, Tensor]]
+    ) -> AdditiveCodec:
+        joined = {name: torch.cat([unit[name] for unit in units]) for name in units[0]}
+        return cls.from_tensors(spec, config, joined)

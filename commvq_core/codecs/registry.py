@@ -1,0 +1,14 @@
+"""Codecs by name. docs/add-a-codec.md says how to add one."""
+
+from __future__ import annotations
+
+from commvq_core.codecs.additive import AdditiveCodec
+from commvq_core.codecs.base import Codec, FittedCodec
+from commvq_core.codecs.identity import IdentityCodec
+
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (AdditiveCodec, IdentityCodec)}
+
+# Which codec a preset uses for keys and for values.
+PRESETS: dict[str, tuple[type[FittedCodec], type[FittedCodec]]] = {
+    "default": (AdditiveCodec, AdditiveCodec),
+}
