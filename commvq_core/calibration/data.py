@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DocumentStream", "Split", "TextSource", "iter_documents", "tokenize_sequences"]
+__all__ = [
+    "DocumentStream",
+    "Split",
+    "TextSource",
+    "iter_documents",
+    "pack_tokens",
+    "tokenize_sequences",
+]
 
 _PASSAGE = 32_768  # characters, some eight thousand tokens: several sequences of the usual length
 _BLOCK = 1_000_000  # characters tokenized at once, to bound memory on a text of many megabytes
@@ -143,18 +150,26 @@ def tokenize_sequences(
         raise InputError(
             f"{tokens} tokens in sequences of {seq_len}", "both numbers must be at least 1"
         )
-    ids: list[int] = []
-    for text in documents:
-        ids.extend(_document_ids(tokenizer, text, tokens - len(ids)))
-        if len(ids) >= tokens:
-            break
+    ids = pack_tokens(tokenizer, documents, tokens)
     if len(ids) < tokens:
         raise InputError(
             f"the text has {len(ids):,} tokens, fewer than the {tokens:,} asked for",
             f"ask for at most {len(ids):,} --tokens, or add another --dataset",
         )
-    packed = torch.tensor(ids[:tokens], dtype=torch.long)
+    packed = torch.tensor(ids, dtype=torch.long)
     return list(packed.split(seq_len))
+
+
+def pack_tokens(
+    tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], tokens: int
+) -> list[int]:
+    """The first `tokens` token ids of the joined documents; fewer when there are no more."""
+    ids: list[int] = []
+    for text in documents:
+        ids.extend(_document_ids(tokenizer, text, tokens - len(ids)))
+        if len(ids) >= tokens:
+            break
+    return ids[:tokens]
 
 
 def _document_ids(tokenizer: Any, text: str, wanted: int) -> list[int]:
