@@ -30,7 +30,7 @@ CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST names 
 
 # GCC and Clang. Without contraction, a multiply and an add round the same on every SIMD level, so
 # that codes do not depend on the machine that made them. Never -march=native.
-CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
 
 
 PROBE = "#include <concepts>\ntemplate <std::integral T> T f(T x) { return x; }\n"

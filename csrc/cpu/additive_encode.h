@@ -1,0 +1,58 @@
+// What the additive encoder's kernels work on; the kernels themselves are compiled once a SIMD
+// level from additive_encode_kernel.h.
+#pragma once
+
+#include <cstdint>
+
+namespace commvq {
+
+// Widths of tables are padded to this many codewords: the lanes of the widest level.
+constexpr int64_t kWidthStep = 16;
+
+// The codewords of one stage, transposed: dim d of codeword k is data[d * width + k].
+struct Book {
+  const float* data;
+  int64_t width; // a multiple of kWidthStep
+  int64_t sub_dim;
+};
+
+// The best partial sums so far, nearest first.
+struct Beam {
+  float* score;     // |x - sum|^2 - |x|^2
+  int64_t* origin; // parent * width + codeword
+  int64_t capacity; // how many to keep
+};
+
+struct EncodeKernels {
+  // norm[k] = |codeword k|^2
+  void (*norms)(const Book& book, float* norm);
+
+  // out[r * width + k] = add[k] + scale * (row r . codeword k); add may be null for zeros.
+  void (*products)(
+      const float* rows,
+      int64_t row_stride,
+      int64_t count,
+      const Book& book,
+      float scale,
+      const float* add,
+      float* out);
+
+  // Extends every parent by every codeword and keeps the best in `beam`; returns how many.
+  // The score of parent b with codeword k is base[k] + sum over i of rows[b * terms + i][k] +
+  // parent_score[b]. Of equal scores the earlier (parent, codeword) comes first. `scores` is room
+  // for parents * width floats.
+  int64_t (*extend)(
+      const float* base,
+      int64_t width,
+      const float* const* rows,
+      int64_t terms,
+      const float* parent_score,
+      int64_t parents,
+      float* scores,
+      const Beam& beam);
+};
+
+// The kernels of the level that simd_level() names.
+const EncodeKernels& encode_kernels();
+
+} // namespace commvq

@@ -1,0 +1,279 @@
+// The arithmetic of the additive encoder at one SIMD level; see additive_encode.h for the contracts.
+// Lanes are codewords, and every sum runs in one fixed order (over dims, then over earlier stages),
+// so all levels, block sizes and thread counts give the same bits.
+
+constexpr int64_t kLanes = COMMVQ_LANES;
+
+static void norms(const Book& book, float* norm) {
+  for (int64_t k = 0; k < book.width; k += kLanes) {
+    Lanes sum = Lanes{};
+    for (int64_t d = 0; d < book.sub_dim; ++d) {
+      const Lanes value = load(book.data + d * book.width + k);
+      sum = sum + value * value;
+    }
+    store(norm + k, sum);
+  }
+}
+
+COMMVQ_INLINE void finish(Lanes sum, float scale, const float* add, float* out) {
+  const Lanes scaled = sum * broadcast(scale);
+  store(out, add == nullptr ? scaled : load(add) + scaled);
+}
+
+// Four rows and two vectors of codewords at a time: eight sums in registers hide the latency of
+// an addition, and every load of the book serves four rows.
+COMMVQ_INLINE void four_products(
+    const float* rows,
+    int64_t row_stride,
+    const Book& book,
+    int64_t k,
+    float scale,
+    const float* add,
+    float* out) {
+  const float* row0 = rows;
+  const float* row1 = rows + row_stride;
+  const float* row2 = rows + 2 * row_stride;
+  const float* row3 = rows + 3 * row_stride;
+  const float* column = book.data + k;
+  Lanes sum00 = Lanes{}, sum01 = Lanes{}, sum10 = Lanes{}, sum11 = Lanes{};
+  Lanes sum20 = Lanes{}, sum21 = Lanes{}, sum30 = Lanes{}, sum31 = Lanes{};
+  for (int64_t d = 0; d < book.sub_dim; ++d, column += book.width) {
+    const Lanes left = load(column);
+    const Lanes right = load(column + kLanes);
+    sum00 = sum00 + left * row0[d];
+    sum01 = sum01 + right * row0[d];
+    sum10 = sum10 + left * row1[d];
+    sum11 = sum11 + right * row1[d];
+    sum20 = sum20 + left * row2[d];
+    sum21 = sum21 + right * row2[d];
+    sum30 = sum30 + left * row3[d];
+    sum31 = sum31 + right * row3[d];
+  }
+  const float* add_right = add == nullptr ? nullptr : add + kLanes;
+  const int64_t width = book.width;
+  finish(sum00, scale, add, out);
+  finish(sum01, scale, add_right, out + kLanes);
+  finish(sum10, scale, add, out + width);
+  finish(sum11, scale, add_right, out + width + kLanes);
+  finish(sum20, scale, add, out + 2 * width);
+  finish(sum21, scale, add_right, out + 2 * width + kLanes);
+  finish(sum30, scale, add, out + 3 * width);
+  finish(sum31, scale, add_right, out + 3 * width + kLanes);
+}
+
+COMMVQ_INLINE void one_product(
+    const float* row, const Book& book, int64_t k, float scale, const float* add, float* out) {
+  const float* column = book.data + k;
+  Lanes sum = Lanes{};
+  for (int64_t d = 0; d < book.sub_dim; ++d, column += book.width) {
+    sum = sum + load(column) * row[d];
+  }
+  finish(sum, scale, add, out);
+}
+
+static void products(
+    const float* rows,
+    int64_t row_stride,
+    int64_t count,
+    const Book& book,
+    float scale,
+    const float* add,
+    float* out) {
+  const int64_t width = book.width;
+  const int64_t in_fours = count - count % 4;
+  const int64_t in_pairs = width - width % (2 * kLanes);
+  // Codewords outside, so that their columns stay in L1 while all rows pass.
+  for (int64_t k = 0; k < in_pairs; k += 2 * kLanes) {
+    const float* add_k = add == nullptr ? nullptr : add + k;
+    const float* add_right = add == nullptr ? nullptr : add + k + kLanes;
+    for (int64_t r = 0; r < in_fours; r += 4) {
+      const float* from = rows + r * row_stride;
+      four_products(from, row_stride, book, k, scale, add_k, out + r * width + k);
+    }
+    for (int64_t r = in_fours; r < count; ++r) {
+      float* to = out + r * width + k;
+      one_product(rows + r * row_stride, book, k, scale, add_k, to);
+      one_product(rows + r * row_stride, book, k + kLanes, scale, add_right, to + kLanes);
+    }
+  }
+  for (int64_t k = in_pairs; k < width; k += kLanes) {
+    const float* add_k = add == nullptr ? nullptr : add + k;
+    for (int64_t r = 0; r < count; ++r) {
+      one_product(rows + r * row_stride, book, k, scale, add_k, out + r * width + k);
+    }
+  }
+}
+
+constexpr int64_t kMinima = 16; // kWidthStep: every row of scores has as many columns
+constexpr int64_t kVectors = kMinima / kLanes;
+
+// Fills `scores` [parents, width] and `minima`: the least score of every sixteenth column.
+static void score_all(
+    const float* base,
+    int64_t width,
+    const float* const* rows,
+    int64_t terms,
+    const float* parent_score,
+    int64_t parents,
+    float* scores,
+    float* minima) {
+  Lanes least[kVectors];
+  for (int64_t v = 0; v < kVectors; ++v) {
+    least[v] = broadcast(__builtin_inff());
+  }
+  for (int64_t parent = 0; parent < parents; ++parent, rows += terms, scores += width) {
+    const Lanes start = broadcast(parent_score[parent]);
+    for (int64_t k = 0; k < width; k += kMinima) {
+      Lanes sum[kVectors];
+      for (int64_t v = 0; v < kVectors; ++v) {
+        sum[v] = load(base + k + v * kLanes);
+      }
+      for (int64_t i = 0; i < terms; ++i) {
+        for (int64_t v = 0; v < kVectors; ++v) {
+          sum[v] = sum[v] + load(rows[i] + k + v * kLanes);
+        }
+      }
+      for (int64_t v = 0; v < kVectors; ++v) {
+        sum[v] = sum[v] + start;
+        store(scores + k + v * kLanes, sum[v]);
+        least[v] = smaller(sum[v], least[v]);
+      }
+    }
+  }
+  for (int64_t v = 0; v < kVectors; ++v) {
+    store(minima + v * kLanes, least[v]);
+  }
+}
+
+// The count-th smallest of the minima: at least `count` scores are at most this, and hardly more.
+static float bound(const float* minima, int64_t count) {
+  float result = __builtin_inff();
+  for (int64_t i = 0; i < kMinima; ++i) {
+    int64_t below = 0;
+    for (int64_t v = 0; v < kVectors; ++v) {
+      below += __builtin_popcountll(at_most(load(minima + v * kLanes), broadcast(minima[i])));
+    }
+    result = below >= count && minima[i] < result ? minima[i] : result;
+  }
+  return result;
+}
+
+// Lists the columns, at most kShortList, whose scores are at most `limit`, in order. Returns how
+// many they are, or more than kShortList if they are too many. Without branches on single scores:
+// mispredicted, they would cost more than all the arithmetic.
+constexpr int64_t kShortList = 16 * kMinima;
+
+static int64_t shortlist(const float* scores, int64_t columns, float limit, int32_t* list) {
+  uint16_t hits[64];
+  int64_t found = 0;
+  for (int64_t start = 0; start < columns; start += 64 * kMinima) {
+    const int64_t left = (columns - start) / kMinima;
+    const int64_t sets = left < 64 ? left : 64;
+    uint64_t hit_sets = 0;
+    for (int64_t set = 0; set < sets; ++set) {
+      uint64_t good = 0;
+      for (int64_t v = 0; v < kVectors; ++v) {
+        const Lanes score = load(scores + start + set * kMinima + v * kLanes);
+        good |= at_most(score, broadcast(limit)) << (v * kLanes);
+      }
+      hits[set] = static_cast<uint16_t>(good);
+      hit_sets |= static_cast<uint64_t>(good != 0) << set;
+    }
+    for (; hit_sets != 0; hit_sets &= hit_sets - 1) {
+      const int64_t set = __builtin_ctzll(hit_sets);
+      for (unsigned good = hits[set]; good != 0; good &= good - 1) {
+        if (found == kShortList) {
+          return kShortList + 1;
+        }
+        list[found++] = static_cast<int32_t>(start + set * kMinima + __builtin_ctz(good));
+      }
+    }
+  }
+  return found;
+}
+
+// Moves the best of a list of columns into the beam by counting, for each, how many are better.
+static int64_t rank(const float* scores, const int32_t* list, int64_t found, const Beam& beam) {
+  float listed[kShortList];
+  int32_t ranked[kShortList];
+  const int64_t padded = (found + kMinima - 1) / kMinima * kMinima;
+  for (int64_t i = 0; i < padded; ++i) {
+    listed[i] = i < found ? scores[list[i]] : __builtin_inff();
+  }
+  for (int64_t i = 0; i < found; ++i) {
+    const Lanes own = broadcast(listed[i]);
+    int64_t better = 0;
+    int64_t first = 0;
+    for (; first + kLanes <= i; first += kLanes) { // equals among these come before
+      better += __builtin_popcountll(at_most(load(listed + first), own));
+    }
+    const uint64_t earlier = (uint64_t{1} << (i - first)) - 1;
+    const Lanes others = load(listed + first);
+    better += __builtin_popcountll((at_most(others, own) & earlier) | less(others, own));
+    for (first += kLanes; first < padded; first += kLanes) {
+      better += __builtin_popcountll(less(load(listed + first), own));
+    }
+    ranked[better] = list[i];
+  }
+  const int64_t kept = found < beam.capacity ? found : beam.capacity;
+  for (int64_t place = 0; place < kept; ++place) {
+    beam.score[place] = scores[ranked[place]];
+    beam.origin[place] = ranked[place];
+  }
+  return kept;
+}
+
+// The plain way, for wide beams and for many equal scores: insertion in order.
+static int64_t insert_all(const float* scores, int64_t columns, const Beam& beam) {
+  int64_t count = 0;
+  float worst = __builtin_inff(); // what a candidate must beat
+  for (int64_t start = 0; start < columns; start += kLanes) {
+    uint64_t good = less(load(scores + start), broadcast(worst));
+    for (; good != 0; good &= good - 1) {
+      const int64_t column = start + __builtin_ctzll(good);
+      const float score = scores[column];
+      if (!(score < worst)) { // an earlier lane may have raised the bar
+        continue;
+      }
+      int64_t place = count < beam.capacity ? count++ : count - 1;
+      for (; place > 0 && beam.score[place - 1] > score; --place) {
+        beam.score[place] = beam.score[place - 1];
+        beam.origin[place] = beam.origin[place - 1];
+      }
+      beam.score[place] = score;
+      beam.origin[place] = column;
+      worst = count == beam.capacity ? beam.score[count - 1] : worst;
+    }
+  }
+  if (count == 0) { // a NaN or an infinity in x: any valid codeword will do
+    beam.score[0] = __builtin_inff();
+    beam.origin[0] = 0;
+    return 1;
+  }
+  return count;
+}
+
+static int64_t extend(
+    const float* base,
+    int64_t width,
+    const float* const* rows,
+    int64_t terms,
+    const float* parent_score,
+    int64_t parents,
+    float* scores,
+    const Beam& beam) {
+  float minima[kMinima];
+  int32_t list[kShortList];
+  const int64_t columns = parents * width;
+  score_all(base, width, rows, terms, parent_score, parents, scores, minima);
+  const float limit = bound(minima, beam.capacity);
+  if (limit < __builtin_inff()) {
+    const int64_t found = shortlist(scores, columns, limit, list);
+    if (found <= kShortList) {
+      return rank(scores, list, found, beam);
+    }
+  }
+  return insert_all(scores, columns, beam);
+}
+
+static const EncodeKernels kernels = {norms, products, extend};

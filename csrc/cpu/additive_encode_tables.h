@@ -1,0 +1,116 @@
+// Tables of 2 c . c' for codewords of different stages: two ways to fill them, the same bits.
+#pragma once
+
+#include "common/buffer.h"
+#include "cpu/additive_encode_unit.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace commvq {
+
+// Pairs of stages in order: (0, 1), (0, 2), (1, 2), (0, 3), ...
+inline int64_t stage_pair(int64_t earlier, int64_t later) {
+  return later * (later - 1) / 2 + earlier;
+}
+
+// Every row, worked out beforehand by all threads and then shared by them.
+class AllPairs {
+ public:
+  explicit AllPairs(const EncodeUnit& unit)
+      : unit_(unit),
+        table_(unit.shape().stage_pairs() * unit.shape().codewords * unit.shape().width()) {
+    torch::stable::parallel_for(
+        0, unit.shape().stage_pairs(), 1, [this](int64_t begin, int64_t end) {
+          int64_t pair = 0;
+          for (int64_t later = 1; later < unit_.shape().stages; ++later) {
+            for (int64_t earlier = 0; earlier < later; ++earlier, ++pair) {
+              if (begin <= pair && pair < end) {
+                fill(earlier, later);
+              }
+            }
+          }
+        });
+  }
+
+  // Points `rows` at the rows that beams with these codes need at `stage`: the earlier stages' of
+  // the first beam, then of the second, and so on.
+  void find(const uint8_t* codes, int64_t beams, int64_t stage, const float** rows) const {
+    const EncodeShape& shape = unit_.shape();
+    for (int64_t beam = 0; beam < beams; ++beam, codes += shape.stages) {
+      for (int64_t earlier = 0; earlier < stage; ++earlier) {
+        const int64_t row = stage_pair(earlier, stage) * shape.codewords + codes[earlier];
+        *rows++ = table_.data() + row * shape.width();
+      }
+    }
+  }
+  // Call it before reading the rows that were found for a stage.
+  void complete(int64_t /*stage*/) const {}
+
+ private:
+  void fill(int64_t earlier, int64_t later) const {
+    const EncodeShape& shape = unit_.shape();
+    Buffer<float> codewords(shape.codewords * shape.sub_dim);
+    for (int64_t k = 0; k < shape.codewords; ++k) {
+      unit_.copy_codeword(earlier, k, codewords.data() + k * shape.sub_dim);
+    }
+    float* to = table_.data() + stage_pair(earlier, later) * shape.codewords * shape.width();
+    encode_kernels().products(
+        codewords.data(), shape.sub_dim, shape.codewords, unit_.book(later), 2.0f, nullptr, to);
+  }
+
+  const EncodeUnit& unit_;
+  Buffer<float> table_;
+};
+
+// A row only once somebody asks for it. Belongs to one thread.
+class PairsOnDemand {
+ public:
+  explicit PairsOnDemand(const EncodeUnit& unit)
+      : unit_(unit),
+        table_(capacity(unit.shape()) * unit.shape().width()),
+        missing_(capacity(unit.shape()) * unit.shape().sub_dim),
+        place_(unit.shape().stage_pairs() * unit.shape().codewords) {
+    const int64_t places = unit.shape().stage_pairs() * unit.shape().codewords;
+    std::fill(place_.data(), place_.data() + places, int32_t{-1});
+  }
+
+  void find(const uint8_t* codes, int64_t beams, int64_t stage, const float** rows) {
+    const EncodeShape& shape = unit_.shape();
+    for (int64_t beam = 0; beam < beams; ++beam, codes += shape.stages) {
+      for (int64_t earlier = 0; earlier < stage; ++earlier) {
+        int32_t& place = place_[stage_pair(earlier, stage) * shape.codewords + codes[earlier]];
+        if (place < 0) {
+          place = static_cast<int32_t>(filled_ + added_);
+          float* codeword = missing_.data() + added_ * shape.sub_dim;
+          unit_.copy_codeword(earlier, codes[earlier], codeword);
+          ++added_;
+        }
+        *rows++ = table_.data() + place * shape.width();
+      }
+    }
+  }
+  void complete(int64_t stage) {
+    const EncodeShape& shape = unit_.shape();
+    float* to = table_.data() + filled_ * shape.width();
+    encode_kernels().products(
+        missing_.data(), shape.sub_dim, added_, unit_.book(stage), 2.0f, nullptr, to);
+    filled_ += added_;
+    added_ = 0;
+  }
+
+ private:
+  // Each token's beams can ask for one row a pair of stages.
+  static int64_t capacity(const EncodeShape& shape) {
+    return shape.stage_pairs() * std::min(shape.codewords, shape.tokens * shape.beam);
+  }
+
+  const EncodeUnit& unit_;
+  Buffer<float> table_, missing_;
+  Buffer<int32_t> place_;
+  int64_t filled_ = 0, added_ = 0; // rows worked out, and rows only promised
+};
+
+} // namespace commvq
