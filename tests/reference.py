@@ -1,0 +1,67 @@
+"""Naive NumPy float64 versions, written from the definitions and equations, to test against.
+
+Slow and plain on purpose. Append yours; share nothing with the code under test.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def additive_encode(
+    x: NDArray[np.floating], codebooks: NDArray[np.floating], beam: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Beam search over sums of codewords, by the definition.
+
+    Args:
+        x: [groups, tokens, subs * sub_dim].
+        codebooks: [groups, subs, stages, codewords, sub_dim].
+
+    Returns:
+        codes uint8 [groups, tokens, subs * stages], and margins float64 [groups, tokens, subs]: by
+        how much |x - sum|^2 would have to change for any decision to fall otherwise (0 for a tie).
+    """
+    x = np.asarray(x, np.float64)
+    codebooks = np.asarray(codebooks, np.float64)
+    groups, subs, stages, _, sub_dim = codebooks.shape
+    tokens = x.shape[1]
+    codes = np.zeros((groups, tokens, subs * stages), np.uint8)
+    margins = np.full((groups, tokens, subs), np.inf)
+    for group, token, sub in np.ndindex(groups, tokens, subs):
+        vector = x[group, token, sub * sub_dim : (sub + 1) * sub_dim]
+        chosen, sums = np.zeros((1, 0), np.uint8), np.zeros((1, sub_dim))
+        for stage in range(stages):
+            book = codebooks[group, sub, stage]
+            candidates = (sums[:, None, :] + book).reshape(-1, sub_dim)
+            distances = ((vector - candidates) ** 2).sum(axis=1)
+            order = np.argsort(distances, kind="stable")
+            kept = 1 if stage == stages - 1 else beam
+            if kept < len(order):
+                gap = distances[order[kept]] - distances[order[kept - 1]]
+                margins[group, token, sub] = min(margins[group, token, sub], gap)
+            parents, codewords = np.divmod(order[:beam], len(book))
+            chosen = np.column_stack([chosen[parents], codewords])
+            sums = candidates[order[:beam]]
+        codes[group, token, sub * stages : (sub + 1) * stages] = chosen[0]
+    return codes, margins
+
+
+def additive_decode(
+    codes: NDArray[np.uint8], codebooks: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """The sums of the codewords that `codes` [groups, tokens, subs * stages] name:
+    [groups, tokens, subs * sub_dim]."""
+    codebooks = np.asarray(codebooks, np.float64)
+    groups, subs, stages, _, sub_dim = codebooks.shape
+    out = np.zeros((groups, codes.shape[1], subs * sub_dim))
+    for group, token, sub, stage in np.ndindex(groups, codes.shape[1], subs, stages):
+        codeword = codebooks[group, sub, stage, codes[group, token, sub * stages + stage]]
+        out[group, token, sub * sub_dim : (sub + 1) * sub_dim] += codeword
+    return out
+
+
+def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """One row of codes as one little-endian integer: code i shifted by i * bits."""
+    number = sum((int(code) % 2**bits) << (i * bits) for i, code in enumerate(codes))
+    return np.frombuffer(number.to_bytes((len(codes) * bits + 7) // 8, "little"), np.uint8)
