@@ -240,7 +240,7 @@ class _Collector:
             rows = x[0].index_select(1, chosen).transpose(0, 1).cpu()
             # Narrowed at once, since a chunk of float32 is the largest thing in memory.
             store[index].append(narrow(rows, self._dtype, f"{name} of layer {index}"))
-        energy = query_energy_sum(recorded.query[0], layer)
+        energy = query_energy_sum(recorded.query[0], layer, recorded.scale)
         self._energy[index] = self._energy[index] + energy if index in self._energy else energy
         self._queries[index] += recorded.query.shape[2] * (layer.heads // layer.kv_heads)
 
@@ -257,15 +257,17 @@ class _Collector:
         }
 
 
-def query_energy_sum(query: Tensor, layer: LayerSpec) -> Tensor:
-    """The sum of |q_pair|^2 over tokens and over the query heads of each KV head.
+def query_energy_sum(query: Tensor, layer: LayerSpec, scale: float = 1.0) -> Tensor:
+    """The sum of |q_pair|^2 before RoPE, over tokens and the query heads of each KV head.
 
-    `query` [heads, tokens, head_dim] float32 before RoPE, in the model's order of dims. Returns
-    [kv_heads, head_dim/2] float64 on the CPU, pairs in canonical order.
+    `query` [heads, tokens, head_dim] after RoPE, in the model's order of dims. A rotation leaves
+    the energy of a pair alone, so nothing is un-rotated; only RoPE's `scale` is divided out.
+    Returns [kv_heads, head_dim/2] float64 on the CPU, pairs in canonical order.
     """
-    pairs = to_pairs(query, rotary_dim=layer.rotary_dim, layout=layer.pair_layout)
-    heads = pairs.square().unflatten(-1, (-1, 2)).sum(dim=-1).sum(dim=1)
-    return heads.cpu().double().unflatten(0, (layer.kv_heads, -1)).sum(dim=1)
+    dims = query.float().square().sum(dim=1).cpu().double()
+    dims = to_pairs(dims, rotary_dim=layer.rotary_dim, layout=layer.pair_layout)
+    dims[..., : layer.rotary_dim] /= scale**2
+    return dims.unflatten(-1, (-1, 2)).sum(dim=-1).unflatten(0, (layer.kv_heads, -1)).sum(dim=1)
 
 
 def _value_grams(model: PreTrainedModel, layers: Mapping[int, LayerSpec]) -> dict[int, Tensor]:

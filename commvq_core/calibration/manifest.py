@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 FORMAT = "commvq-calibration"
 VERSION = 1
 # What may differ between an unfinished run and the one that continues it.
-_PROGRESS = ("model", "chunks_done", "complete")
+_PROGRESS = ("chunks_done", "complete")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Manifest:
     complete: bool = False
     format: str = FORMAT
     version: int = VERSION
+
+    def __post_init__(self) -> None:
+        # Lists for tuples, as it comes back from disk, so that two manifests can be compared.
+        object.__setattr__(self, "spec", json.loads(json.dumps(self.spec)))
 
     @property
     def attention(self) -> AttentionSpec:

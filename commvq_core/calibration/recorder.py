@@ -28,15 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One forward pass of one layer, before RoPE.
+    """One forward pass of one layer, dims in the model's own order.
 
-    `query` [batch, heads, tokens, head_dim], `key` [batch, kv_heads, tokens, head_dim], both
-    float32 in the model's order of dims; `value` like `key`, in the model's dtype.
+    `query` [batch, heads, tokens, head_dim] as attention gets it: after RoPE, in the model's dtype.
+    `key` [batch, kv_heads, tokens, head_dim] float32, before RoPE; `value` like `key`, in the
+    model's dtype. `scale` is the factor by which RoPE lengthens the rotated dims (YaRN), mostly 1.
     """
 
     query: Tensor
     key: Tensor
     value: Tensor
+    scale: float
 
 
 Listener = Callable[[LayerSpec, Recorded], None]
@@ -94,14 +96,11 @@ class _Tap:
     def _before_rope(self, index: int, query: Tensor, key: Tensor, value: Tensor) -> Recorded:
         spec = self._layers[index]
         if spec.rotary_dim == 0:
-            return Recorded(query.float(), key.float(), value)
-        cos, sin = (table.unsqueeze(1) for table in self._tables[index])
-        rotary_dim, layout = spec.rotary_dim, spec.pair_layout
-        return Recorded(
-            unrotate(query, cos, sin, rotary_dim=rotary_dim, layout=layout),
-            unrotate(key, cos, sin, rotary_dim=rotary_dim, layout=layout),
-            value,
-        )
+            return Recorded(query, key.float(), value, 1.0)
+        cos, sin = (table.float().unsqueeze(1) for table in self._tables[index])
+        before = unrotate(key, cos, sin, rotary_dim=spec.rotary_dim, layout=spec.pair_layout)
+        scale = float((cos.square() + sin.square()).mean().sqrt())
+        return Recorded(query, before, value, scale)
 
 
 def _attention_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
