@@ -19,6 +19,8 @@ def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
     """See `commvq_core.ops.additive_encode`."""
     groups, subs, stages, size, sub_dim = codebooks.shape
     tokens = x.shape[1]
+    if beam < 1 or size > 256:
+        raise ValueError("additive_encode: beam must be at least 1 and codewords at most 256")
     units = groups * subs  # every (group, sub-vector) is encoded on its own
     if units * tokens == 0:
         return torch.empty((groups, tokens, subs * stages), dtype=torch.uint8, device=x.device)

@@ -97,7 +97,8 @@ def test_every_simd_level_gives_the_same_bits(level: str) -> None:
     assert (found.exact, found.rounded) == (exact_digest(), rounded_digest())
 
 
-def test_a_missing_extension_is_no_error(tmp_path: Path) -> None:
+def test_a_missing_extension_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMMVQ_NO_NATIVE", raising=False)
     info = load_native(tmp_path)
     assert not info.available
     assert "no compiled extension" in info.summary
