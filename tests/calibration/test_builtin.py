@@ -21,16 +21,22 @@ def use_library(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.setattr(builtin.sysconfig, "get_path", lambda name: str(root))
 
 
-def test_training_and_held_out_text_never_meet() -> None:
-    train, heldout = set(builtin_documents("train")), set(builtin_documents("heldout"))
+@pytest.fixture(scope="module")
+def both_sides() -> tuple[list[str], list[str]]:
+    return list(builtin_documents("train")), list(builtin_documents("heldout"))
+
+
+def test_training_and_held_out_text_never_meet(both_sides: tuple[list[str], list[str]]) -> None:
+    train, heldout = (set(side) for side in both_sides)
     assert train
     assert heldout
     assert train.isdisjoint(heldout)
 
 
-def test_about_fifteen_percent_of_the_text_is_held_out() -> None:
-    train = sum(len(text) for text in builtin_documents("train"))
-    heldout = sum(len(text) for text in builtin_documents("heldout"))
+def test_about_fifteen_percent_of_the_text_is_held_out(
+    both_sides: tuple[list[str], list[str]],
+) -> None:
+    train, heldout = (sum(len(text) for text in side) for side in both_sides)
     assert 0.08 < heldout / (train + heldout) < 0.25
     assert train > 4 * 65_536, "the default --tokens would not be served"
 
