@@ -8,106 +8,95 @@ token that it sees exactly: codes and sinks count before it, the window from it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 from commvq_core.cache.layer import CommVQLayer
 from commvq_core.rope import rotate_pairs, to_pairs
 
-_BLOCK = 1024  # tokens decoded at once
+_BLOCK = 512  # tokens decoded at once
+_TILE = 128  # queries scored at once; with _BLOCK, keeps a head's scores in a core's own cache
 
 
-class SoftmaxSum:
-    """A softmax-weighted sum that grows part by part. All float32; rows are [..., r, 1].
+class Tile:
+    """A few queries and their softmax-weighted sum, which grows part by part. All float32.
 
-    `weighted` / `total` is the attention output, `peak + log(total)` the log-sum-exp.
-    """
-
-    def __init__(self, shape: torch.Size, device: torch.device) -> None:
-        self.peak = torch.full((*shape[:-1], 1), -torch.inf, device=device)
-        self.total = torch.zeros(*shape[:-1], 1, device=device)
-        self.weighted = torch.zeros(*shape, device=device)
-
-    def add(self, scores: Tensor, values: Tensor) -> None:
-        """Merge `scores` [..., r, n], -inf where masked, with `values` [..., n, d]."""
-        peak = torch.maximum(self.peak, scores.amax(dim=-1, keepdim=True))
-        # A row that has seen nothing yet keeps -inf; exp(-inf - 0) is the 0 that it needs.
-        safe = torch.where(peak == -torch.inf, torch.zeros_like(peak), peak)
-        weights = torch.exp(scores - safe)
-        old = torch.exp(self.peak - safe)
-        self.total = self.total * old + weights.sum(dim=-1, keepdim=True)
-        self.weighted = self.weighted * old + weights @ values
-        self.peak = peak
-
-    def add_logit(self, logit: Tensor) -> None:
-        """Merge a column that has a score but no value (gpt-oss's learnt sinks)."""
-        peak = torch.maximum(self.peak, logit)
-        old = torch.exp(self.peak - peak)
-        self.total = self.total * old + torch.exp(logit - peak)
-        self.weighted = self.weighted * old
-        self.peak = peak
-
-    def output(self) -> Tensor:
-        """[..., r, d]; rows that saw no token at all are zero."""
-        return self.weighted / self.total.clamp_min(1e-30)
-
-
-class Scorer:
-    """Turns blocks of keys into scores for one forward's queries.
-
-    `query` [batch, heads, q, head_dim] rotated, in model order. Query heads of a KV head are
-    stacked: rows are [batch, kv_heads, groups * q, ...].
+    Query heads that share a KV head are stacked: `query` [batch, kv_heads, groups * q, head_dim],
+    rotated and scaled. `weighted` / `total` is the attention output so far and `peak + log(total)`
+    its log-sum-exp. `slots` [q] are the queries' tokens.
     """
 
     def __init__(
         self,
         query: Tensor,
         kv_heads: int,
+        slots: Tensor,
         mask: Tensor | None,
-        first: int,
         scaling: float,
         softcap: float | None,
     ) -> None:
-        batch, heads, length, dim = query.shape
-        self.groups, self.length, self.first = heads // kv_heads, length, first
-        self.softcap = softcap
+        batch, heads, self.length, dim = query.shape
+        self.groups = heads // kv_heads
         rows = query.float() * scaling
-        self.query = rows.reshape(batch, kv_heads, self.groups * length, dim)
-        self.mask = mask
-        self.slots = torch.arange(first, first + length, device=query.device)
+        self.query = rows.reshape(batch, kv_heads, self.groups * self.length, dim)
+        self.slots, self.mask, self.softcap = slots, mask, softcap
+        self.peak = self.query.new_full((*self.query.shape[:-1], 1), -torch.inf)
+        self.total = torch.zeros_like(self.peak)
+        self.weighted = torch.zeros_like(self.query)
 
-    def scores(self, query: Tensor, keys: Tensor, columns: Tensor, seen: Tensor) -> Tensor:
-        """`keys` [batch, kv_heads, n, d] of the tokens `columns` -> scores, masked with -inf.
+    def add(
+        self, query: Tensor, keys: Tensor, values: Tensor, columns: Tensor, seen: Tensor | None
+    ) -> None:
+        """Attend to a part of the context.
 
-        `columns` [n] or [batch, n] are slots; `seen` bool, broadcastable to [batch, 1, q, n],
-        says which of them belong to this part at all.
+        `query` is `self.query`, perhaps reordered as `keys` [batch, kv_heads, n, head_dim] are;
+        `values` alike. `columns` [n] or [batch, n] are the tokens' slots. `seen` bool,
+        broadcastable to [batch, 1, q, n], says which tokens belong to this part for which query;
+        None: all do, and none lies ahead of a query.
         """
-        raw = query @ keys.transpose(-1, -2)
+        scores = query @ keys.transpose(-1, -2)
         if self.softcap is not None:
-            raw = self.softcap * torch.tanh(raw / self.softcap)
-        batch, kv_heads, _, count = raw.shape
-        grouped = raw.view(batch, kv_heads, self.groups, self.length, count)
-        bias = self._bias(columns, seen)
-        if bias.dim() == 4 and bias.shape[1] > 1:  # a mask of its own for every head
-            bias = bias.view(bias.shape[0], kv_heads, self.groups, self.length, count)
-        else:
-            bias = bias[:, :, None]
-        return (grouped + bias).view(raw.shape)
+            scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.mask is not None or seen is not None:
+            batch, kv_heads, _, count = scores.shape
+            grouped = scores.view(batch, kv_heads, self.groups, self.length, count)
+            grouped += self._bias(columns, seen, kv_heads)
+        peak = torch.maximum(self.peak, scores.amax(dim=-1, keepdim=True))
+        # A row that has seen nothing yet keeps -inf; exp(-inf - 0) is the 0 that it needs.
+        safe = torch.where(peak == -torch.inf, torch.zeros_like(peak), peak)
+        weights = scores.sub_(safe).exp_()
+        old = torch.exp(self.peak - safe)
+        self.total = self.total * old + weights.sum(dim=-1, keepdim=True)
+        self.weighted = (self.weighted * old).add_(weights @ values)
+        self.peak = peak
 
-    def sink_rows(self, logits: Tensor) -> Tensor:
-        """gpt-oss's sink logit of each head [heads] -> [1, kv_heads, groups * q, 1]."""
+    def add_logits(self, logits: Tensor) -> None:
+        """Merge a column that has a score but no value: gpt-oss's learnt sinks, `logits` [heads]."""
         rows = logits.float().view(1, self.query.shape[1], self.groups, 1)
-        return rows.repeat_interleave(self.length, dim=2)
+        rows = rows.repeat_interleave(self.length, dim=2)
+        peak = torch.maximum(self.peak, rows)
+        old = torch.exp(self.peak - peak)
+        self.total = self.total * old + torch.exp(rows - peak)
+        self.weighted = self.weighted * old
+        self.peak = peak
 
-    def _bias(self, columns: Tensor, seen: Tensor) -> Tensor:
-        """0 where a query may look, -inf where not (or the model's own additive mask)."""
+    def output(self) -> Tensor:
+        """[batch, q, heads, head_dim]; queries that saw no token at all (padding) get zeros."""
+        batch, kv_heads, _, dim = self.query.shape
+        rows = self.weighted / self.total.clamp_min(1e-30)
+        return rows.view(batch, kv_heads * self.groups, self.length, dim).transpose(1, 2)
+
+    def _bias(self, columns: Tensor, seen: Tensor | None, kv_heads: int) -> Tensor:
+        """0 where a query may look, -inf where not (or the model's own additive mask).
+
+        [batch or 1, kv_heads or 1, groups or 1, q, n].
+        """
         zero = torch.zeros((), device=columns.device)
         if self.mask is None:
             slots = columns if columns.dim() == 2 else columns[None]
-            seen = seen & (slots[:, None, None, :] <= self.slots[:, None])
-            return torch.where(seen, zero, -torch.inf)
+            ahead = slots[:, None, None, :] > self.slots[:, None]
+            allowed = ~ahead if seen is None else seen & ~ahead
+            return torch.where(allowed, zero, -torch.inf)[:, :, None]
         if columns.dim() == 1:
             part = self.mask[..., columns]
         else:
@@ -115,8 +104,30 @@ class Scorer:
             index = columns[:, None, None, :].expand(-1, rows.shape[1], rows.shape[2], -1)
             part = rows.gather(-1, index.clamp(0, rows.shape[-1] - 1))
         if part.dtype == torch.bool:
-            return torch.where(part & seen, zero, -torch.inf)
-        return torch.where(seen, part.float(), -torch.inf)
+            part = torch.where(part, zero, -torch.inf)
+        bias = part.float() if seen is None else torch.where(seen, part.float(), -torch.inf)
+        if bias.shape[1] == 1:
+            return bias[:, :, None]
+        return bias.unflatten(1, (kv_heads, self.groups))  # a mask of its own for every head
+
+
+def make_tiles(
+    query: Tensor,
+    kv_heads: int,
+    mask: Tensor | None,
+    first: int,
+    *,
+    scaling: float,
+    softcap: float | None,
+) -> list[Tile]:
+    """Cut `query` [batch, heads, q, head_dim], whose first token is `first`, into tiles."""
+    slots = torch.arange(first, first + query.shape[2], device=query.device)
+    tiles = []
+    for start in range(0, query.shape[2], _TILE):
+        part = slice(start, start + _TILE)
+        own = None if mask is None else mask[:, :, part]
+        tiles.append(Tile(query[:, :, part], kv_heads, slots[part], own, scaling, softcap))
+    return tiles
 
 
 def attend(
@@ -137,26 +148,28 @@ def attend(
     assert layer.keys is not None
     total = layer.get_seq_length()
     length = query.shape[2]
-    first = total - length
     _note_padding(layer, mask)
-    leaving = total - layer.window
     if layer.strict or length == 1:
-        layer.encode_until(leaving)
-        slots = torch.arange(first, total, device=query.device)
-        boundary = (slots - layer.window + 1).clamp_min(0)
-    else:
-        boundary = torch.full((length,), layer.code_length, device=query.device)
-    scorer = Scorer(query, layer.keys.shape[1], mask, first, scaling, softcap)
-    result = SoftmaxSum(scorer.query.shape, query.device)
-    for scores, values in _exact_parts(layer, scorer, boundary):
-        result.add(scores, values)
-    for scores, values in _code_parts(layer, scorer, boundary):
-        result.add(scores, values)
+        layer.encode_until(total - layer.window)
+    # The newest token decides alone when it comes alone; a chunk sees itself whole.
+    codes = None if layer.strict or length == 1 else layer.code_length
+    tiles = make_tiles(
+        query, layer.keys.shape[1], mask, total - length, scaling=scaling, softcap=softcap
+    )
+    boundaries = [
+        (tile.slots - layer.window + 1).clamp_min(0)
+        if codes is None
+        else torch.full_like(tile.slots, codes)
+        for tile in tiles
+    ]
+    for tile, boundary in zip(tiles, boundaries, strict=True):
+        _add_exact(layer, tile, boundary)
+    _add_codes(layer, tiles, boundaries)
     if sink_logits is not None:
-        result.add_logit(scorer.sink_rows(sink_logits))
+        for tile in tiles:
+            tile.add_logits(sink_logits)
     settle(layer, mask)
-    output = result.output().view(query.shape)
-    return output.transpose(1, 2).to(query.dtype).contiguous()
+    return torch.cat([tile.output() for tile in tiles], dim=1).to(query.dtype).contiguous()
 
 
 def settle(layer: CommVQLayer, mask: Tensor | None) -> None:
@@ -187,39 +200,45 @@ def _note_padding(layer: CommVQLayer, mask: Tensor | None) -> None:
     layer.first_valid = allowed.int().argmax(dim=-1).expand(batch).clone()
 
 
-def _exact_parts(
-    layer: CommVQLayer, scorer: Scorer, boundary: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _add_exact(layer: CommVQLayer, tile: Tile, boundary: Tensor) -> None:
     assert layer.keys is not None and layer.values is not None
-    kept, total = layer.exact_start, layer.get_seq_length()
-    columns = torch.arange(kept, total, device=boundary.device)
-    if columns.numel():
-        seen = (columns >= boundary[:, None])[None, None]
-        scores = scorer.scores(scorer.query, layer.keys.float(), columns, seen)
-        yield scores, layer.values.float()
+    start = max(layer.exact_start, int(boundary[0]))
+    stop = int(tile.slots[-1]) + 1
+    part = slice(start - layer.exact_start, stop - layer.exact_start)
+    columns = torch.arange(start, stop, device=boundary.device)
+    seen = (columns >= boundary[:, None])[None, None]
+    keys, values = layer.keys[:, :, part].float(), layer.values[:, :, part].float()
+    tile.add(tile.query, keys, values, columns, seen)
     if layer.sink_keys is not None and layer.sink_values is not None:
         slots = layer.sink_slots()
         seen = slots[:, None, None, :] < boundary[:, None]
-        scores = scorer.scores(scorer.query, layer.sink_keys.float(), slots, seen)
-        yield scores, layer.sink_values.float()
+        tile.add(tile.query, layer.sink_keys.float(), layer.sink_values.float(), slots, seen)
 
 
-def _code_parts(
-    layer: CommVQLayer, scorer: Scorer, boundary: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _add_codes(layer: CommVQLayer, tiles: list[Tile], boundaries: list[Tensor]) -> None:
     rotary = layer.rotary
-    stop = min(layer.code_length, int(boundary[-1]))
-    query = to_pairs(scorer.query, rotary_dim=rotary.rotary_dim, layout=rotary.layout)
+    ends = [int(boundary[-1]) for boundary in boundaries]
+    begins = [int(boundary[0]) for boundary in boundaries]
+    order = {"rotary_dim": rotary.rotary_dim, "layout": rotary.layout}
+    queries = [to_pairs(tile.query, **order) for tile in tiles]
     sinks = layer.sink_slots() if layer.sinks else None
-    for start in range(0, stop, _BLOCK):
-        end = min(start + _BLOCK, stop)
-        keys = layer.decode_keys(start, end)
+    last_sink = -1 if sinks is None else int(sinks.max())
+    for start in range(0, ends[-1], _BLOCK):
+        stop = min(start + _BLOCK, ends[-1])
+        keys, values = layer.decode_keys(start, stop), layer.decode_values(start, stop)
         if rotary.rotary_dim:
-            cos, sin = layer.positions.tables(rotary, start, end, layer.model_dtype)
+            cos, sin = layer.positions.tables(rotary, start, stop, layer.model_dtype)
             keys = rotate_pairs(keys, cos, sin)
-        columns = torch.arange(start, end, device=query.device)
-        seen = (columns < boundary[:, None])[None, None]
-        if sinks is not None:
-            not_sink = (columns[None, :, None] != sinks[:, None, :]).all(dim=-1)
-            seen = seen & not_sink[:, None, None]
-        yield scorer.scores(query, keys, columns, seen), layer.decode_values(start, end)
+        for index, tile in enumerate(tiles):
+            count = min(stop, ends[index]) - start
+            if count <= 0:
+                continue
+            columns = torch.arange(start, start + count, device=keys.device)
+            seen = None
+            if begins[index] < start + count or start <= last_sink:
+                seen = (columns < boundaries[index][:, None])[None, None]
+                if sinks is not None:
+                    not_sink = (columns[None, :, None] != sinks[:, None, :]).all(dim=-1)
+                    seen = seen & not_sink[:, None, None]
+            part = slice(0, count)
+            tile.add(queries[index], keys[:, :, part], values[:, :, part], columns, seen)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from commvq_core.cache.attention import Scorer, SoftmaxSum, attend, needs_codes, settle
+from commvq_core.cache.attention import attend, make_tiles, needs_codes, settle
 from commvq_core.cache.layer import CommVQLayer
 
 if TYPE_CHECKING:
@@ -153,13 +153,14 @@ def _exact(
     sink_logits: Tensor | None,
 ) -> Tensor:
     """Plain attention with soft-capping and learnt sinks, which SDPA does not have."""
-    tokens = key.shape[2]
-    scorer = Scorer(query, key.shape[1], mask, tokens - query.shape[2], scaling, softcap)
-    result = SoftmaxSum(scorer.query.shape, query.device)
+    kv_heads, tokens = key.shape[1], key.shape[2]
+    first = tokens - query.shape[2]
     columns = torch.arange(tokens, device=query.device)
+    keys, values = key.float(), value.float()
     seen = torch.ones(1, 1, 1, tokens, dtype=torch.bool, device=query.device)
-    result.add(scorer.scores(scorer.query, key.float(), columns, seen), value.float())
-    if sink_logits is not None:
-        result.add_logit(scorer.sink_rows(sink_logits))
-    output = result.output().view(query.shape)
-    return output.transpose(1, 2).to(query.dtype).contiguous()
+    tiles = make_tiles(query, kv_heads, mask, first, scaling=scaling, softcap=softcap)
+    for tile in tiles:
+        tile.add(tile.query, keys, values, columns, seen)
+        if sink_logits is not None:
+            tile.add_logits(sink_logits)
+    return torch.cat([tile.output() for tile in tiles], dim=1).to(query.dtype).contiguous()

@@ -67,7 +67,7 @@ class AdditiveCodec(FittedCodec):
         self.subs = spec.head_dim // config.sub_dim
         self.codebooks = codebooks
         self.inverse = inverse
-        self.code_bytes = -(-self.subs * config.stages * config.code_bits // 8)
+        self.code_bytes = _code_bytes(spec, config)
         self._forward = 1.0 / inverse if spec.side == "key" else torch.linalg.inv(inverse)
         self._codebooks32 = codebooks.float()
 
@@ -142,6 +142,10 @@ class AdditiveCodec(FittedCodec):
         )
 
     @classmethod
+    def bits(cls, spec: SideSpec, config: Mapping[str, Any]) -> float:
+        return 8.0 * _code_bytes(spec, AdditiveConfig(**config)) / spec.head_dim
+
+    @classmethod
     def least_tokens(cls, config: Mapping[str, Any]) -> int:
         # Four vectors a codeword is where k-means stops learning its own sample by heart.
         return 4 * AdditiveConfig(**config).codewords
@@ -174,3 +178,9 @@ class AdditiveCodec(FittedCodec):
     ) -> AdditiveCodec:
         joined = {name: torch.cat([unit[name] for unit in units]) for name in units[0]}
         return cls.from_tensors(spec, config, joined)
+
+
+def _code_bytes(spec: SideSpec, config: AdditiveConfig) -> int:
+    """Packed bytes a token and KV head."""
+    codes = spec.head_dim // config.sub_dim * config.stages
+    return -(-codes * config.code_bits // 8)

@@ -108,6 +108,11 @@ class FittedCodec(Codec):
 
     @classmethod
     @abstractmethod
+    def bits(cls, spec: SideSpec, config: Mapping[str, Any]) -> float:
+        """Bits an element that a config costs, all in."""
+
+    @classmethod
+    @abstractmethod
     def least_tokens(cls, config: Mapping[str, Any]) -> int:
         """How many calibration tokens `fit` needs at the very least."""
 

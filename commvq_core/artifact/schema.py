@@ -1,0 +1,80 @@
+"""An artifact in memory, and the names its files use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from commvq_core.codecs.base import Codec
+from commvq_core.errors import InputError
+from commvq_core.models import AttentionSpec
+
+FORMAT = "commvq-artifact"
+VERSION = 1
+CONFIG_FILE = "config.json"
+TENSOR_FILE = "codebooks.safetensors"
+CARD_FILE = "README.md"
+
+
+def tensor_name(layer: int, side: str, tensor: str) -> str:
+    """The name of a codec's tensor in `codebooks.safetensors`."""
+    return f"layers.{layer}.{side}.{tensor}"
+
+
+def artifact_name(bits: float) -> str:
+    """ "commvq-1bit", as results and benchmarks call it."""
+    return f"commvq-{round(bits, 2):g}bit"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded artifact. `codecs` maps a layer index to its (key codec, value codec)."""
+
+    name: str
+    config: dict[str, Any]
+    spec: AttentionSpec
+    codecs: dict[int, tuple[Codec, Codec]]
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the models this artifact is for."""
+        return self.spec.fingerprint
+
+    @property
+    def bits_per_element(self) -> float:
+        """Bits a scalar of K and V costs, averaged over the compressed layers."""
+        from commvq_core.cache.cache import mean_bits
+
+        return mean_bits([codec for pair in self.codecs.values() for codec in pair])
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of codebooks that stay loaded whatever the context."""
+        return sum(codec.resident_bytes for pair in self.codecs.values() for codec in pair)
+
+    def check_fits(self, spec: AttentionSpec) -> None:
+        """Raise InputError, naming a field that differs, when a model is not the artifact's."""
+        if spec.fingerprint == self.fingerprint:
+            return
+        mine, theirs = self.spec.to_json(), spec.to_json()
+        for field in ("model_type", "hidden_size", "vocab_size"):
+            if mine[field] != theirs[field]:
+                difference = f"{field} {mine[field]} there, {theirs[field]} in the model"
+                break
+        else:
+            if len(mine["layers"]) != len(theirs["layers"]):
+                difference = f"{len(mine['layers'])} layers there, {len(theirs['layers'])} in the model"
+            else:
+                difference = next(
+                    (
+                        f"layer {a['index']} has {field} {a[field]} there, {b[field]} in the model"
+                        for a, b in zip(mine["layers"], theirs["layers"], strict=True)
+                        for field in a
+                        if a[field] != b[field]
+                    ),
+                    "the rotary frequencies differ",
+                )
+        raise InputError(
+            f"the codebooks are for another model, {self.config.get('model')} ({difference})",
+            "train codebooks for this model, or load the model they were made for",
+        )

@@ -1,0 +1,124 @@
+"""Turn a finished run into an artifact, and put it on the hub."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from commvq_core import __version__
+from commvq_core.artifact.card import model_card
+from commvq_core.artifact.schema import (
+    CARD_FILE,
+    CONFIG_FILE,
+    FORMAT,
+    TENSOR_FILE,
+    VERSION,
+    artifact_name,
+    tensor_name,
+)
+from commvq_core.errors import InputError
+from commvq_core.files import check_output, clear_output, write_json, write_tensors, write_text
+from commvq_core.progress import Progress, Silent
+from commvq_core.run import Run
+from commvq_core.sides import SIDES
+
+
+def export_run(
+    run: Path, out: Path, *, overwrite: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write the artifact of the finished run folder `run` to `out`.
+
+    The artifact is built beside `out` and moved there whole, so that an interrupted export leaves
+    what was there before. Returns its summary. Raises InputError for an unfinished run.
+    """
+    progress = progress or Silent()
+    source = Run.open(run)
+    missing = source.missing_units()
+    if missing:
+        raise InputError(
+            f"{run} lacks {len(missing)} of {len(source.units())} codebooks",
+            "finish it with commvq train-codebook --resume",
+        )
+    check_output(out, overwrite=overwrite)
+    tensors: dict[str, Tensor] = {}
+    layers: list[dict[str, Any]] = []
+    codecs = []
+    plans = source.plans()
+    with progress.task("exporting", total=len(plans), unit="layers") as task:
+        for layer in source.spec.compressible:
+            entry: dict[str, Any] = {"index": layer.index}
+            for side in SIDES:
+                plan = plans[layer.index][side]
+                codec, distortion = source.codec(layer, side)
+                codecs.append(codec)
+                entry[side] = {
+                    "codec": plan["codec"],
+                    "config": codec.config(),
+                    "bits_per_element": codec.bits_per_element,
+                    "distortion": distortion,
+                }
+                for name, tensor in codec.tensors().items():
+                    tensors[tensor_name(layer.index, side, name)] = tensor
+            layers.append(entry)
+            task.advance()
+    from commvq_core.cache.cache import mean_bits
+
+    bits = mean_bits(codecs)
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": artifact_name(bits),
+        "method": "commvq",
+        "preset": source.config["preset"],
+        "model": source.config["model"],
+        "fingerprint": source.spec.fingerprint,
+        "bits_per_element": bits,
+        "resident_bytes": sum(codec.resident_bytes for codec in codecs),
+        "training": source.config,
+        "attention": source.spec.to_json(),
+        "layers": layers,
+        "commvq_version": __version__,
+    }
+    _install(out, config, tensors)
+    summary = {key: config[key] for key in ("name", "model", "preset", "bits_per_element")}
+    return {"artifact": str(out), **summary, "resident_bytes": config["resident_bytes"]}
+
+
+def _install(out: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise InputError(f"cannot write {out} ({error})", "choose another --out") from error
+    try:
+        write_tensors(staging / TENSOR_FILE, tensors)
+        write_json(staging / CONFIG_FILE, config)
+        write_text(staging / CARD_FILE, model_card(config))
+        staging.chmod(0o755)
+        clear_output(out)
+        staging.replace(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def push_to_hub(artifact: Path, repo_id: str) -> str:
+    """Upload an artifact folder to the hub repository `repo_id`; returns its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, exist_ok=True)
+        info = api.upload_folder(
+            repo_id=repo_id, folder_path=artifact, commit_message="Upload CommVQ codebooks"
+        )
+    except Exception as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{artifact} could not be uploaded to {repo_id} ({first})",
+            "check the id, the network and `hf auth login`; the artifact itself is written",
+        ) from error
+    return str(info)

@@ -1,0 +1,238 @@
+"""Train codebooks: a loop over (layer, side, KV head) that fits, checkpoints and resumes.
+
+Every unit is fitted alone, from a seed of its own, and written as soon as it is done. A run that
+was killed therefore continues to the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from commvq_core.calibration.store import CalibrationStore
+from commvq_core.codecs.base import Codec, FitData, FittedCodec
+from commvq_core.codecs.registry import CODECS, PRESETS
+from commvq_core.engines import ENGINES
+from commvq_core.errors import InputError
+from commvq_core.files import check_output, clear_output, sha256_of_file
+from commvq_core.fit.metric import key_metric, value_metric
+from commvq_core.progress import Progress, Silent
+from commvq_core.rope import to_pairs
+from commvq_core.run import Run, Unit
+from commvq_core.sides import SIDES, side_spec
+
+_HELD_OUT = 16  # every 16th token measures and does not teach
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `commvq train-codebook` was asked for. `workers` 0 means every core."""
+
+    key_bits: float = 1.0
+    value_bits: float = 1.0
+    preset: str = "default"
+    layers: tuple[int, ...] | None = None
+    workers: int = 0
+    engine: str = "local"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise InputError(f"preset {self.preset!r} is not known", f"give {' or '.join(PRESETS)}")
+        if self.engine not in ENGINES:
+            raise InputError(f"engine {self.engine!r} is not known", f"give {' or '.join(ENGINES)}")
+        if self.workers < 0:
+            raise InputError(f"--workers {self.workers}", "give 0 (every core) or more")
+
+
+def parse_bits(text: str) -> tuple[float, float]:
+    """ "1" -> (1.0, 1.0); "1,1.5" -> keys 1.0, values 1.5. Raises InputError."""
+    parts = text.split(",")
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2) or not all(0.25 <= n <= 4 for n in numbers):
+        raise InputError(
+            f"--bits {text} is not a number of bits",
+            "give one number from 0.25 to 4, or two as K,V (keys, values)",
+        )
+    return numbers[0], numbers[-1]
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """ "0-3,7" -> (0, 1, 2, 3, 7); None -> None, every layer. Raises InputError."""
+    if text is None:
+        return None
+    chosen: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InputError(f"--layers {text} is not a list of layers", "write it like 0-3,7")
+        stop = int(last) if dash else int(first)
+        if stop < int(first):
+            raise InputError(f"--layers {part} runs backwards", "write the smaller number first")
+        chosen.update(range(int(first), stop + 1))
+    return tuple(sorted(chosen))
+
+
+def train_codebooks(
+    calib: Path,
+    out: Path,
+    config: TrainConfig,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Fit every unit that `out` lacks from the calibration folder `calib`.
+
+    Returns {"run", "bits_per_element", "units", "distortion": {side: mean}, "seconds"}. Raises
+    InputError for bad input, before anything is written.
+    """
+    progress = progress or Silent()
+    started = time.monotonic()
+    store = CalibrationStore.open(calib)
+    settings = _settings(calib, store, config)
+    resume = resume and Run.exists(out)
+    check_output(out, overwrite=overwrite, resume=resume)
+    if resume:
+        run = _resume(out, settings)
+    else:
+        clear_output(out)
+        run = Run.create(out, settings, store.spec)
+    wanted = [u for u in run.units() if config.layers is None or u.layer in config.layers]
+    missing = set(run.missing_units())
+    todo = [unit for unit in wanted if unit in missing]
+    fit = partial(fit_unit, calib, out)
+    done = len(wanted) - len(todo)
+    with progress.task("fitting codebooks", total=len(wanted), unit="codebooks", done=done) as task:
+        for unit, statistics in ENGINES[config.engine](fit, todo, config.workers):
+            run.log({"unit": asdict(unit), **statistics})
+            task.advance()
+    return _summary(run, wanted, time.monotonic() - started)
+
+
+def _settings(calib: Path, store: CalibrationStore, config: TrainConfig) -> dict[str, Any]:
+    """What decides the codebooks' bytes; two runs with equal settings are the same run."""
+    known = {layer.index for layer in store.spec.compressible}
+    unknown = sorted(set(config.layers or ()) - known)
+    if unknown:
+        raise InputError(
+            f"layer {unknown[0]} is not among the model's compressible layers",
+            f"choose from {min(known)} to {max(known)}",
+        )
+    bits = {"key": config.key_bits, "value": config.value_bits}
+    kinds = dict(zip(SIDES, PRESETS[config.preset], strict=True))
+    plans: dict[str, dict[str, Any]] = {}
+    for layer in store.spec.compressible:
+        plans[str(layer.index)] = {}
+        for side in SIDES:
+            plan = kinds[side].plan(side_spec(layer, side), bits[side])
+            least = kinds[side].least_tokens(plan)
+            if store.token_count < least:
+                raise InputError(
+                    f"{calib} holds {store.token_count:,} tokens and these codebooks need {least:,}",
+                    "calibrate with more --tokens, or ask for fewer --bits",
+                )
+            plans[str(layer.index)][side] = {"codec": kinds[side].name, "config": plan}
+    return {
+        "model": store.manifest.model,
+        "preset": config.preset,
+        "bits": bits,
+        "seed": config.seed,
+        "tokens": store.token_count,
+        "calibration": sha256_of_file(calib / "manifest.json"),
+        "layers": sorted(known),
+        "plans": plans,
+    }
+
+
+def _resume(out: Path, settings: Mapping[str, Any]) -> Run:
+    run = Run.open(out)
+    for field, value in settings.items():
+        if run.config.get(field) != value:
+            raise InputError(
+                f"{out} was begun with other settings ({field} differs)",
+                "give the same settings, or --overwrite to start again",
+            )
+    for leftover in out.glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    return run
+
+
+def fit_unit(calib: Path, out: Path, unit: Unit) -> dict[str, float]:
+    """Fit one unit and write it; returns its statistics. Runs in a worker process."""
+    started = time.monotonic()
+    store, run = CalibrationStore.open(calib), Run.open(out)
+    layer = next(entry for entry in store.spec.layers if entry.index == unit.layer)
+    spec = side_spec(layer, unit.side)
+    plan = run.plans()[unit.layer][unit.side]
+    kind = CODECS[plan["codec"]]
+    assert issubclass(kind, FittedCodec)
+    vectors = store.load(unit.layer, unit.side)[:, unit.head : unit.head + 1].float()
+    if unit.side == "key":
+        vectors = to_pairs(vectors, rotary_dim=layer.rotary_dim, layout=layer.pair_layout)
+        metric = key_metric(store.query_energy(unit.layer))
+    else:
+        metric = value_metric(store.value_gram(unit.layer))
+    metric = metric[unit.head : unit.head + 1]
+    held_out = torch.arange(vectors.shape[0]) % _HELD_OUT == _HELD_OUT - 1
+    data = FitData(vectors[~held_out], metric, _seed(int(run.config["seed"]), unit))
+    tensors = kind.fit(spec, plan["config"], data)
+    single = kind.join(
+        type(spec)(spec.side, 1, spec.head_dim, spec.rotary_dim), plan["config"], [tensors]
+    )
+    statistics = {
+        "distortion": distortion(single, vectors[held_out], metric),
+        "seconds": time.monotonic() - started,
+    }
+    run.write_unit(unit, tensors, statistics)
+    return statistics
+
+
+def distortion(codec: Codec, vectors: Tensor, metric: Tensor) -> float:
+    """Relative error under the metric: E[e' M e] / E[(x - mean)' M (x - mean)].
+
+    `vectors` [n, heads, head_dim], `metric` [heads, head_dim, head_dim].
+    """
+    rows = vectors.transpose(0, 1)
+    error = rows - codec.decode(codec.encode(rows[None]))[0]
+    spread = rows - rows.mean(dim=1, keepdim=True)
+    cost = torch.einsum("hnd,hde,hne->", error, metric, error)
+    scale = torch.einsum("hnd,hde,hne->", spread, metric, spread)
+    return float(cost / scale.clamp_min(1e-30))
+
+
+def _seed(seed: int, unit: Unit) -> int:
+    text = f"{seed}/{unit.layer}/{unit.side}/{unit.head}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
+
+
+def _summary(run: Run, units: list[Unit], seconds: float) -> dict[str, Any]:
+    by_side = {
+        side: [run.distortion(unit) for unit in units if unit.side == side] for side in SIDES
+    }
+    kinds = []
+    for layer in run.spec.compressible:
+        for side in SIDES:
+            plan = run.plans()[layer.index][side]
+            kind = CODECS[plan["codec"]]
+            assert issubclass(kind, FittedCodec)
+            weight = layer.kv_heads * layer.head_dim
+            kinds.append((kind.bits(side_spec(layer, side), plan["config"]), weight))
+    return {
+        "run": str(run.path),
+        "bits_per_element": sum(b * w for b, w in kinds) / sum(w for _, w in kinds),
+        "units": len(units),
+        "distortion": {side: sum(v) / len(v) if v else None for side, v in by_side.items()},
+        "seconds": seconds,
+    }
