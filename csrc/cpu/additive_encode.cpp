@@ -42,7 +42,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kTokensAtOnce = 32; // their scores of one stage, 32 KB, stay near the core
+constexpr int64_t kTokensAtOnce = 32;      // their scores of one stage, 32 KB, stay near the core
 constexpr int64_t kWorthAThread = 1 << 18; // multiply-adds that repay waking one
 
 // The partial sums of a block of tokens: room for `beam` of them a token.

@@ -19,7 +19,7 @@ struct Book {
 // The best partial sums so far, nearest first.
 struct Beam {
   float* score;     // |x - sum|^2 - |x|^2
-  int64_t* origin; // parent * width + codeword
+  int64_t* origin;  // parent * width + codeword
   int64_t capacity; // how many to keep
 };
 

@@ -1,6 +1,6 @@
-// The arithmetic of the additive encoder at one SIMD level; see additive_encode.h for the contracts.
-// Lanes are codewords, and every sum runs in one fixed order (over dims, then over earlier stages),
-// so all levels, block sizes and thread counts give the same bits.
+// The arithmetic of the additive encoder at one SIMD level; see additive_encode.h for the
+// contracts. Lanes are codewords, and every sum runs in one fixed order (over dims, then over
+// earlier stages), so all levels, block sizes and thread counts give the same bits.
 
 constexpr int64_t kLanes = COMMVQ_LANES;
 

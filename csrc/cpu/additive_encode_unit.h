@@ -15,16 +15,10 @@ namespace commvq {
 struct EncodeShape {
   int64_t groups, subs, stages, codewords, sub_dim, tokens, beam;
 
-  int64_t units() const {
-    return groups * subs;
-  }
-  int64_t width() const {
-    return (codewords + kWidthStep - 1) / kWidthStep * kWidthStep;
-  }
+  int64_t units() const { return groups * subs; }
+  int64_t width() const { return (codewords + kWidthStep - 1) / kWidthStep * kWidthStep; }
   // Pairs of an earlier and a later stage.
-  int64_t stage_pairs() const {
-    return stages * (stages - 1) / 2;
-  }
+  int64_t stage_pairs() const { return stages * (stages - 1) / 2; }
 };
 
 class EncodeUnit {
@@ -43,7 +37,7 @@ class EncodeUnit {
         transposed_(in_place_ ? 0 : shape.stages * shape.sub_dim * shape.width()),
         norms_(shape.stages * shape.width()) {
     const float* source = codebooks.const_data_ptr<float>() + group_ * codebooks.stride(0) +
-        sub_ * codebooks.stride(1);
+                          sub_ * codebooks.stride(1);
     if (in_place_) {
       books_ = source;
       book_stride_ = codebooks.stride(2);
@@ -61,9 +55,7 @@ class EncodeUnit {
     }
   }
 
-  const EncodeShape& shape() const {
-    return shape_;
-  }
+  const EncodeShape& shape() const { return shape_; }
 
   Book book(int64_t stage) const {
     return {books_ + stage * book_stride_, shape_.width(), shape_.sub_dim};
@@ -92,7 +84,7 @@ class EncodeUnit {
   // Whether the caller's codebooks lie in memory as a Book wants them.
   static bool is_transposed(const EncodeShape& shape, const torch::stable::Tensor& codebooks) {
     return codebooks.stride(3) == 1 && codebooks.stride(4) == shape.codewords &&
-        shape.codewords == shape.width();
+           shape.codewords == shape.width();
   }
 
   void transpose(const float* from, int64_t stage_stride, int64_t codeword_stride, int64_t step) {

@@ -4,11 +4,17 @@
 typedef float Lanes __attribute__((vector_size(4 * COMMVQ_LANES)));
 typedef float LanesInMemory __attribute__((vector_size(4 * COMMVQ_LANES), aligned(4), may_alias));
 
-COMMVQ_INLINE Lanes load(const float* from) { return *reinterpret_cast<const LanesInMemory*>(from); }
+COMMVQ_INLINE Lanes load(const float* from) {
+  return *reinterpret_cast<const LanesInMemory*>(from);
+}
 
-COMMVQ_INLINE void store(float* to, Lanes value) { *reinterpret_cast<LanesInMemory*>(to) = value; }
+COMMVQ_INLINE void store(float* to, Lanes value) {
+  *reinterpret_cast<LanesInMemory*>(to) = value;
+}
 
-COMMVQ_INLINE Lanes broadcast(float value) { return value - Lanes{}; }
+COMMVQ_INLINE Lanes broadcast(float value) {
+  return value - Lanes{};
+}
 
 // The smaller of each pair; `b` where either is a NaN.
 COMMVQ_INLINE Lanes smaller(Lanes a, Lanes b) {

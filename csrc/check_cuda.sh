@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Compiles every CUDA source for the architectures that we ship, as `make cu-check`.
+#
+# No GPU and no CUDA build of torch are needed, only nvcc: this is how a machine without them
+# notices that a kernel no longer compiles. Usage: csrc/check_cuda.sh PYTHON
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+python=$1
+
+mapfile -t sources < <(find csrc -name '*.cu' | sort)
+if ! nvcc=$(command -v nvcc); then
+  echo "cu-check skipped: no nvcc on PATH (${#sources[@]} .cu files)"
+  exit 0
+fi
+if [[ ${#sources[@]} -eq 0 ]]; then
+  echo "cu-check: no .cu files yet"
+  exit 0
+fi
+
+mapfile -t includes < <("$python" -c '
+from torch.utils.cpp_extension import include_paths
+print(*include_paths(), sep="\n")')
+arguments=(-std=c++20 -O3 -Icsrc -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020a000000000000)
+for folder in "${includes[@]}"; do
+  arguments+=(-isystem "$folder")
+done
+for architecture in 80 86 89 90; do
+  arguments+=(-gencode "arch=compute_$architecture,code=sm_$architecture")
+done
+arguments+=(-gencode arch=compute_90,code=compute_90)
+
+objects=$(mktemp -d)
+trap 'rm -rf "$objects"' EXIT
+for source in "${sources[@]}"; do
+  echo "cu-check: $source"
+  "$nvcc" "${arguments[@]}" -c "$source" -o "$objects/$(basename "$source").o"
+done
+echo "cu-check: ${#sources[@]} files compile for sm_80, sm_86, sm_89, sm_90 and PTX"
