@@ -1,0 +1,1 @@
+"""Evaluation: the same examples through the fp16 cache and through compressed ones."""

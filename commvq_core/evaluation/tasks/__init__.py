@@ -1,0 +1,18 @@
+"""The tasks, one file each. A new task is a file here and a line in TASKS."""
+
+from __future__ import annotations
+
+from commvq_core.errors import InputError
+from commvq_core.evaluation.options import EvalOptions
+from commvq_core.evaluation.tasks.base import Task
+from commvq_core.evaluation.tasks.niah import Needle
+from commvq_core.evaluation.tasks.perplexity import Perplexity
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Perplexity, Needle)}
+
+
+def make_task(name: str, options: EvalOptions) -> Task:
+    """The task called `name`; raises InputError for an unknown name or options it can't use."""
+    if name not in TASKS:
+        raise InputError(f"task {name} is not known", f"give one of {', '.join(TASKS)}")
+    return TASKS[name](options)

@@ -1,0 +1,107 @@
+"""`commvq eval`: caches compared on the same examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from commvq_cli import options
+from commvq_cli.console import session
+
+
+def command(
+    model: options.Model,
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="TASK", help="perplexity or niah (needle in a haystack).", show_default=False
+        ),
+    ],
+    out: Annotated[Path, options.out("FILE", "JSON file to write.")],
+    codebook: options.Codebooks = None,
+    codec: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CODEC", help="Other caches to compare. fp16 always runs.", show_default=False
+        ),
+    ] = None,
+    dataset: options.Dataset = None,
+    text_column: options.TextColumn = "text",
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Examples: windows for perplexity, needles a cell for niah.",
+            show_default="4 windows, 1 needle",
+        ),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of the longest context.", show_default="2048")
+    ] = None,
+    lengths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N", help="niah: context lengths in tokens.", show_default="1024,2048"
+        ),
+    ] = None,
+    depths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="P,P",
+            help="niah: where needles hide, in percent.",
+            show_default="0,25,50,75,100",
+        ),
+    ] = None,
+    window: options.Window = 128,
+    sinks: options.Sinks = 4,
+    device: options.Device = "auto",
+    dtype: options.DType = "auto",
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    resume: options.Resume = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Compare compressed caches with fp16 on one task."""
+    with session(as_json=as_json, quiet=quiet, debug=debug) as ui:
+        from commvq_cli.tables import rows
+        from rich.console import Group
+
+        from commvq_core.evaluation.codecs import check_codec_names, resolve_codecs
+        from commvq_core.evaluation.options import EvalOptions, parse_lengths, parse_numbers
+        from commvq_core.evaluation.report import grid_rows, summary_rows
+        from commvq_core.evaluation.runner import check_result_path, evaluate_to_file
+        from commvq_core.evaluation.tasks import make_task
+        from commvq_core.models import load_model
+
+        wanted = EvalOptions(
+            datasets=tuple(dataset or ("builtin",)),
+            text_column=text_column,
+            limit=limit,
+            max_length=max_length,
+            lengths=parse_lengths(lengths, "--lengths"),
+            depths=parse_numbers(depths, "--depths"),
+            seed=seed,
+        )
+        chosen = make_task(task, wanted)
+        # Before the model is loaded, which takes a while.
+        check_result_path(out, overwrite=overwrite, resume=resume)
+        check_codec_names(codec or ())
+        loaded = load_model(model, device=device, dtype=dtype, progress=ui.progress)
+        codecs = resolve_codecs(
+            loaded, codebooks=codebook or (), names=codec or (), window=window, sinks=sinks
+        )
+        result = evaluate_to_file(
+            loaded, codecs, chosen, out, overwrite=overwrite, resume=resume, progress=ui.progress
+        )
+
+        def view() -> Group:
+            grid = grid_rows(result)
+            title = f"{result['task']}, {model}"
+            parts = [rows(title, *summary_rows(result))]
+            parts += [] if grid is None else [rows("found, percent", *grid)]
+            return Group(*parts)
+
+        ui.result(result, view)

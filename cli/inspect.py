@@ -1,0 +1,43 @@
+"""`commvq inspect`: what a calibration, a run or an artifact holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from commvq_cli import options
+from commvq_cli.console import session
+
+
+def command(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CALIB|RUN|ARTIFACT",
+            help="What calibrate, train-codebook or export wrote.",
+            show_default=False,
+        ),
+    ],
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what a calibration, a run or an artifact holds."""
+    with session(as_json=as_json, quiet=quiet, debug=debug) as ui:
+        from commvq_cli.tables import facts, rows
+        from commvq_core.inspect import inspect_path
+        from rich.console import Group, RenderableType
+
+        found = inspect_path(path)
+
+        def view() -> RenderableType:
+            flat = {name: value for name, value in found.items() if name not in ("kind", "layers")}
+            parts = [facts(f"{found['kind']} {path}", flat)]
+            if layers := found.get("layers"):
+                columns = list(dict.fromkeys(name for layer in layers for name in layer))
+                cells = [[layer.get(name) for name in columns] for layer in layers]
+                parts.append(rows("layers", columns, cells))
+            return Group(*parts)
+
+        ui.result(found, view)

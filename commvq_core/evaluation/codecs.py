@@ -1,0 +1,121 @@
+"""The caches that an evaluation compares."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from commvq_core.errors import InputError
+
+if TYPE_CHECKING:
+    from commvq_core.artifact import Artifact
+    from commvq_core.models import LoadedModel
+
+BASELINE = "fp16"
+
+
+@dataclass(frozen=True)
+class EvalCodec:
+    """One way to store a cache.
+
+    `open(strict)` is a context manager that gives a fresh cache for one example, with `nbytes`.
+    `identity` tells this codec from every other: it decides whether --resume may use old records.
+    """
+
+    name: str
+    bits_per_element: float
+    resident_bytes: int
+    identity: dict[str, Any]
+    open: Callable[[bool], AbstractContextManager[Any]]
+
+
+def resolve_codecs(
+    loaded: LoadedModel,
+    *,
+    codebooks: Sequence[str | Path] = (),
+    names: Sequence[str] = (),
+    window: int = 128,
+    sinks: int = 4,
+) -> list[EvalCodec]:
+    """The fp16 cache first, always; then the other named codecs; then one codec an artifact.
+
+    Raises InputError for an unknown name and for an artifact that is damaged or for another model.
+    """
+    check_codec_names(names)
+    codecs = [_NAMED[name](loaded) for name in dict.fromkeys([BASELINE, *names])]
+    for source in dict.fromkeys(str(source) for source in codebooks):
+        codec = _from_artifact(loaded, source, window, sinks)
+        if any(codec.name == other.name for other in codecs):
+            codec = dataclasses.replace(codec, name=f"{codec.name}:{source}")
+        codecs.append(codec)
+    return codecs
+
+
+def check_codec_names(names: Sequence[str]) -> None:
+    """Raise InputError for a name that is no codec's."""
+    unknown = [name for name in names if name not in _NAMED]
+    if unknown:
+        raise InputError(
+            f"codec {unknown[0]} is not known",
+            f"give one of {', '.join(_NAMED)}, or a folder to --codebook",
+        )
+
+
+def _half_precision(loaded: LoadedModel) -> EvalCodec:
+    from commvq_core.cache.half import HalfPrecisionCache
+
+    @contextlib.contextmanager
+    def fresh(strict: bool) -> Iterator[Any]:
+        yield HalfPrecisionCache(loaded.model)
+
+    return EvalCodec(BASELINE, 16.0, 0, {"codec": BASELINE}, fresh)
+
+
+_NAMED: dict[str, Callable[[LoadedModel], EvalCodec]] = {BASELINE: _half_precision}
+
+
+def _from_artifact(loaded: LoadedModel, source: str, window: int, sinks: int) -> EvalCodec:
+    from commvq_core.artifact import load_artifact
+    from commvq_core.cache.cache import CommVQCache
+
+    artifact = load_artifact(source)
+    artifact.check_fits(loaded.spec)
+
+    def fresh(strict: bool) -> AbstractContextManager[Any]:
+        return CommVQCache.from_pretrained(
+            artifact, loaded.model, window=window, sinks=sinks, strict=strict
+        )
+
+    identity = {
+        "codec": artifact.name,
+        "source": source,
+        "sha256": artifact_sha256(artifact),
+        "window": window,
+        "sinks": sinks,
+    }
+    return EvalCodec(
+        artifact.name, artifact.bits_per_element, artifact.resident_bytes, identity, fresh
+    )
+
+
+def artifact_sha256(artifact: Artifact) -> str:
+    """SHA-256 over what an artifact decodes with: every codec's settings and tensors."""
+    digest = hashlib.sha256()
+    for index, pair in sorted(artifact.codecs.items()):
+        for codec in pair:
+            header = [index, codec.spec.side, codec.name, codec.config()]
+            digest.update(json.dumps(header, sort_keys=True).encode())
+            for name, tensor in sorted(codec.tensors().items()):
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                flat = tensor.detach().cpu().contiguous().flatten()
+                digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

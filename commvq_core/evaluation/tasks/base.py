@@ -1,0 +1,46 @@
+"""What a task is: examples, how one is run through a cache, and what the records add up to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from commvq_core.evaluation.options import EvalOptions
+
+if TYPE_CHECKING:
+    from commvq_core.models import LoadedModel
+
+Record = dict[str, Any]  # what one example gave: JSON only
+
+
+class Task(ABC):
+    """One evaluation. Examples depend on the options and the tokenizer alone, never on a codec.
+
+    `name` as on the command line, `unit` what an example is called in progress bars, `strict`
+    whether caches are opened strictly (see CommVQCache).
+    """
+
+    name: ClassVar[str]
+    unit: ClassVar[str] = "examples"
+    strict: ClassVar[bool] = False
+
+    @abstractmethod
+    def __init__(self, options: EvalOptions) -> None:
+        """Raises InputError for options that this task has no use for."""
+
+    @abstractmethod
+    def prepare(self, loaded: LoadedModel) -> Sequence[Any]:
+        """The examples, in order. Raises InputError when the text does not do."""
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """After `prepare`: all that decides the examples and how they are run, as JSON."""
+
+    @abstractmethod
+    def run(self, loaded: LoadedModel, cache: Any, example: Any) -> Record:
+        """Run one example with a fresh cache."""
+
+    @abstractmethod
+    def metrics(self, records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]:
+        """What the records of all examples add up to; `baseline` are those of the fp16 cache."""
