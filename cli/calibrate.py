@@ -35,6 +35,7 @@ def command(
         from commvq_cli.tables import facts, size
 
         from commvq_core.calibration.collect import CalibrationConfig, calibrate
+        from commvq_core.calibration.data import iter_documents
         from commvq_core.files import check_output
         from commvq_core.models import load_model
 
@@ -46,8 +47,9 @@ def command(
             datasets=tuple(dataset or ("builtin",)),
             text_column=text_column,
         )
-        # Before the model is loaded, which takes a while.
+        # All that can be refused before the model is loaded, which takes a while.
         check_output(out, overwrite=overwrite, resume=resume)
+        iter_documents(config.datasets, text_column=text_column)
         loaded = load_model(model, device=device, dtype=dtype, progress=ui.progress)
         began = time.monotonic()
         manifest = calibrate(

@@ -69,7 +69,12 @@ def command(
         from commvq_cli.tables import rows
         from rich.console import Group
 
-        from commvq_core.evaluation.codecs import check_codec_names, resolve_codecs
+        from commvq_core.calibration.data import iter_documents
+        from commvq_core.evaluation.codecs import (
+            check_codec_names,
+            load_artifacts,
+            resolve_codecs,
+        )
         from commvq_core.evaluation.options import EvalOptions, parse_lengths, parse_numbers
         from commvq_core.evaluation.report import grid_rows, summary_rows
         from commvq_core.evaluation.runner import check_result_path, evaluate_to_file
@@ -86,12 +91,14 @@ def command(
             seed=seed,
         )
         chosen = make_task(task, wanted)
-        # Before the model is loaded, which takes a while.
+        # All that can be refused before the model is loaded, which takes a while.
         check_result_path(out, overwrite=overwrite, resume=resume)
         check_codec_names(codec or ())
+        iter_documents(wanted.datasets, text_column=text_column)
+        artifacts = load_artifacts(codebook or ())
         loaded = load_model(model, device=device, dtype=dtype, progress=ui.progress)
         codecs = resolve_codecs(
-            loaded, codebooks=codebook or (), names=codec or (), window=window, sinks=sinks
+            loaded, artifacts=artifacts, names=codec or (), window=window, sinks=sinks
         )
         result = evaluate_to_file(
             loaded, codecs, chosen, out, overwrite=overwrite, resume=resume, progress=ui.progress

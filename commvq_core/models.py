@@ -176,7 +176,6 @@ def load_model(
     """
     progress = progress or Silent()
     target = _device(device)
-    progress.message(f"loading {source}")
     path = Path(source).expanduser()
     if path.is_file():
         folder, extra = _gguf(path)
@@ -188,6 +187,7 @@ def load_model(
         raise InputError(f"{source} does not exist", "give a hub id, a folder or a .gguf file")
     else:
         folder, extra = source, {}
+    progress.message(f"loading {source}")
     model, tokenizer = _from_pretrained(source, folder, extra, target, dtype)
     return LoadedModel(model, tokenizer, describe_model(model), source)
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,23 +41,31 @@ class EvalCodec:
 def resolve_codecs(
     loaded: LoadedModel,
     *,
-    codebooks: Sequence[str | Path] = (),
+    artifacts: Mapping[str, Artifact] | None = None,
     names: Sequence[str] = (),
     window: int = 128,
     sinks: int = 4,
 ) -> list[EvalCodec]:
     """The fp16 cache first, always; then the other named codecs; then one codec an artifact.
 
-    Raises InputError for an unknown name and for an artifact that is damaged or for another model.
+    `artifacts` as from `load_artifacts`. Raises InputError for an unknown name and for an artifact
+    of another model.
     """
     check_codec_names(names)
     codecs = [_NAMED[name](loaded) for name in dict.fromkeys([BASELINE, *names])]
-    for source in dict.fromkeys(str(source) for source in codebooks):
-        codec = _from_artifact(loaded, source, window, sinks)
+    for source, artifact in (artifacts or {}).items():
+        codec = _from_artifact(loaded, source, artifact, window, sinks)
         if any(codec.name == other.name for other in codecs):
             codec = dataclasses.replace(codec, name=f"{codec.name}:{source}")
         codecs.append(codec)
     return codecs
+
+
+def load_artifacts(sources: Sequence[str | Path]) -> dict[str, Artifact]:
+    """Artifacts by the name that the user gave; raises InputError for one that is damaged."""
+    from commvq_core.artifact import load_artifact
+
+    return {str(source): load_artifact(source) for source in sources}
 
 
 def check_codec_names(names: Sequence[str]) -> None:
@@ -83,11 +91,11 @@ def _half_precision(loaded: LoadedModel) -> EvalCodec:
 _NAMED: dict[str, Callable[[LoadedModel], EvalCodec]] = {BASELINE: _half_precision}
 
 
-def _from_artifact(loaded: LoadedModel, source: str, window: int, sinks: int) -> EvalCodec:
-    from commvq_core.artifact import load_artifact
+def _from_artifact(
+    loaded: LoadedModel, source: str, artifact: Artifact, window: int, sinks: int
+) -> EvalCodec:
     from commvq_core.cache.cache import CommVQCache
 
-    artifact = load_artifact(source)
     artifact.check_fits(loaded.spec)
 
     def fresh(strict: bool) -> AbstractContextManager[Any]:
