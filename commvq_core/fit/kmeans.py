@@ -5,19 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BLOCK = 8192  # rows whose distances to all codewords are held at once
+from commvq_core import ops
 
-
-def nearest(rows: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
-    """Index [n] int64 of the nearest codeword and the squared distance [n], in constant memory."""
-    norms = codewords.square().sum(dim=1)
-    index, distance = [], []
-    for block in rows.split(_BLOCK):
-        scores = torch.addmm(norms, block, codewords.T, alpha=-2.0)
-        best, where = scores.min(dim=1)
-        index.append(where)
-        distance.append((best + block.square().sum(dim=1)).clamp_min(0))
-    return torch.cat(index), torch.cat(distance)
+def nearest(rows: Tensor, codewords: Tensor) -> Tensor:
+    """Index [n] int64 of the codeword nearest to each row."""
+    return ops.additive_encode(rows[None], codewords[None, None, None], 1)[0, :, 0].long()
 
 
 def kmeans(rows: Tensor, count: int, iterations: int, generator: torch.Generator) -> Tensor:
@@ -29,13 +21,14 @@ def kmeans(rows: Tensor, count: int, iterations: int, generator: torch.Generator
     start = torch.randperm(rows.shape[0], generator=generator)[:count]
     codewords = rows[start].clone()
     for _ in range(iterations):
-        index, distance = nearest(rows, codewords)
+        index = nearest(rows, codewords)
         sums = torch.zeros_like(codewords).index_add_(0, index, rows)
         counts = torch.bincount(index, minlength=count)
         alive = counts > 0
         codewords[alive] = sums[alive] / counts[alive, None]
         dead = int((~alive).sum())
         if dead:
+            distance = (rows - codewords[index]).square().sum(dim=1)
             codewords[~alive] = rows[distance.topk(dead).indices]
     return codewords
 
@@ -48,7 +41,6 @@ def residual_start(
     codebooks = []
     for _ in range(stages):
         codewords = kmeans(residual, count, iterations, generator)
-        index, _ = nearest(residual, codewords)
-        residual -= codewords[index]
+        residual -= codewords[nearest(residual, codewords)]
         codebooks.append(codewords)
     return torch.stack(codebooks)

@@ -20,16 +20,15 @@ def code_statistics(codes: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Te
     """
     stages, dim = codes.shape[1], rows.shape[1]
     size = stages * count
-    gram = torch.zeros(size * size, dtype=torch.float64)
+    gram = torch.zeros(stages, count, stages, count, dtype=torch.float64)
     moments = torch.zeros(size, dim, dtype=torch.float64)
-    offsets = torch.arange(stages) * count
     for block, part in zip(codes.split(_BLOCK), rows.split(_BLOCK), strict=True):
-        columns = block.long() + offsets
+        index, part64 = block.long(), part.double()
         for stage in range(stages):
-            moments.index_add_(0, columns[:, stage], part.double())
+            moments.index_add_(0, index[:, stage] + stage * count, part64)
             for other in range(stage, stages):
-                flat = columns[:, stage] * size + columns[:, other]
-                gram += torch.bincount(flat, minlength=size * size)
+                pairs = torch.bincount(index[:, stage] * count + index[:, other], minlength=count**2)
+                gram[stage, :, other] += pairs.view(count, count)
     gram = gram.view(size, size)
     return torch.triu(gram) + torch.triu(gram, 1).T, moments
 
