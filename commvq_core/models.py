@@ -78,12 +78,11 @@ class LoadedModel:
 
 def attention_modules(model: nn.Module) -> list[tuple[int, nn.Module]]:
     """(layer index, attention module) of every attention layer, in order."""
-    found = [
-        (module.layer_idx, module)
-        for module in model.modules()
-        if isinstance(getattr(module, "layer_idx", None), int)
-        and type(module).__name__.endswith("Attention")
-    ]
+    found: list[tuple[int, nn.Module]] = []
+    for module in model.modules():
+        index = getattr(module, "layer_idx", None)
+        if isinstance(index, int) and type(module).__name__.endswith("Attention"):
+            found.append((index, module))
     return sorted(found, key=lambda item: item[0])
 
 
@@ -113,7 +112,9 @@ def describe_and_probe(model: PreTrainedModel) -> tuple[AttentionSpec, dict[int,
     _refuse_dynamic_rope(name, config)
     modules = attention_modules(model)
     if not modules:
-        raise InputError(f"{name} has no attention layers that commvq knows", "choose another model")
+        raise InputError(
+            f"{name} has no attention layers that commvq knows", "choose another model"
+        )
     probed = probe_rotation(model, modules)
     if not any(layer.rotary.rotary_dim for layer in probed.values()):
         raise InputError(
@@ -181,7 +182,9 @@ def load_model(
         folder, extra = _gguf(path)
     elif path.is_dir():
         if not (path / "config.json").is_file():
-            raise InputError(f"{source} has no config.json", "give a folder that a model was saved to")
+            raise InputError(
+                f"{source} has no config.json", "give a folder that a model was saved to"
+            )
         folder, extra = str(path), {}
     elif source.count("/") > 1 or source.startswith((".", "/", "~")) or path.suffix == ".gguf":
         raise InputError(f"{source} does not exist", "give a hub id, a folder or a .gguf file")
@@ -200,7 +203,9 @@ def _device(device: str) -> torch.device:
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
-        raise InputError(f"device {device} can't be used ({first})", "give auto, cpu or cuda") from error
+        raise InputError(
+            f"device {device} can't be used ({first})", "give auto, cpu or cuda"
+        ) from error
     return target
 
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from commvq_core.errors import InputError
 from commvq_core.rope import LAYOUTS, Rotary, pair_table, unrotate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _POSITIONS = (0, 1, 2, 5, 17, 100)
 Tables = tuple[Tensor, Tensor]
@@ -59,6 +62,18 @@ def capture_position_embeddings(
             handle.remove()
 
 
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode; afterwards each is in its own mode again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
 def _is_tables(value: Any) -> bool:
     return (
         isinstance(value, tuple)
@@ -68,7 +83,7 @@ def _is_tables(value: Any) -> bool:
 
 
 def probe_rotation(
-    model: nn.Module, modules: Sequence[tuple[int, nn.Module]]
+    model: PreTrainedModel, modules: Sequence[tuple[int, nn.Module]]
 ) -> dict[int, ProbedLayer]:
     """Probe every layer in `modules` (layer index, attention module).
 
@@ -77,17 +92,21 @@ def probe_rotation(
     """
     from transformers import DynamicCache
 
-    limit = int(getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 0) or 0)
+    limit = int(
+        getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 0) or 0
+    )
     positions = [p for p in _POSITIONS if not limit or p < limit]
     device = next(model.parameters()).device
     # An ordinary token: 0 is padding in many vocabularies, and a padding row embeds to zeros.
     token = min(11, model.get_input_embeddings().weight.shape[0] - 1)
     ids = torch.full((len(positions), 1), token, dtype=torch.long, device=device)
     cache = DynamicCache(config=model.config)
-    training = model.training
-    model.eval()
     try:
-        with torch.inference_mode(), capture_position_embeddings(modules) as tables:
+        with (
+            torch.inference_mode(),
+            _evaluating(model),
+            capture_position_embeddings(modules) as tables,
+        ):
             model(
                 input_ids=ids,
                 position_ids=torch.tensor(positions, device=device)[:, None],
@@ -99,10 +118,8 @@ def probe_rotation(
     except Exception as error:
         raise InputError(
             f"{type(model).__name__} failed on a one-token forward pass ({error})",
-            "commvq supports decoder-only models that accept input_ids, position_ids and past_key_values",
+            "commvq supports decoder-only models that take input_ids and past_key_values",
         ) from error
-    finally:
-        model.train(training)
     buffers = _frequency_buffers(model)
     found: dict[int, ProbedLayer] = {}
     for index, _ in modules:
@@ -112,7 +129,7 @@ def probe_rotation(
             continue  # shares another layer's keys, or is not softmax attention
         if keys.shape != values.shape:
             raise InputError(
-                f"layer {index} caches keys of {keys.shape[-1]} dims and values of {values.shape[-1]}",
+                f"layer {index} has keys of {keys.shape[-1]} dims, values of {values.shape[-1]}",
                 "models with multi-head latent attention are not supported",
             )
         rotary = _explain(index, keys.float(), tables.get(index), positions, buffers, keys.dtype)

@@ -16,7 +16,7 @@ from commvq_core.codecs.registry import CODECS
 from commvq_core.errors import InputError
 from commvq_core.files import read_json, read_tensors, write_json, write_tensors
 from commvq_core.models import AttentionSpec, LayerSpec
-from commvq_core.sides import SIDES, side_spec
+from commvq_core.sides import SIDES, Side, side_spec
 
 FORMAT = "commvq-run"
 VERSION = 1
@@ -29,7 +29,7 @@ class Unit:
     """One piece of fitting: the codebooks of a KV head's keys or values."""
 
     layer: int
-    side: str
+    side: Side
     head: int
 
     @property
@@ -62,7 +62,8 @@ class Run:
         config = read_json(path / _CONFIG, "a run of commvq train-codebook")
         if config.get("format") != FORMAT or config.get("version", VERSION + 1) > VERSION:
             raise InputError(
-                f"{path} is not a run that this release reads", "give a folder made by commvq train-codebook"
+                f"{path} is not a run that this release reads",
+                "give a folder made by commvq train-codebook",
             )
         try:
             spec = AttentionSpec.from_json(config["attention"])
@@ -118,7 +119,7 @@ class Run:
                 "delete it and run commvq train-codebook --resume",
             ) from error
 
-    def codec(self, layer: LayerSpec, side: str) -> tuple[Codec, float]:
+    def codec(self, layer: LayerSpec, side: Side) -> tuple[Codec, float]:
         """A layer's codec from its units, and its mean distortion."""
         plan = self.plans()[layer.index][side]
         kind = CODECS[plan["codec"]]

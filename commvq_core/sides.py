@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from commvq_core.codecs.base import SideSpec
 from commvq_core.models import LayerSpec
 
-SIDES = ("key", "value")
+Side = Literal["key", "value"]
+SIDES: tuple[Side, Side] = ("key", "value")
 
 
-def side_spec(layer: LayerSpec, side: str) -> SideSpec:
+def side_spec(layer: LayerSpec, side: Side) -> SideSpec:
     """What a codec must know of one side of a layer. Values are not rotated."""
     rotary_dim = layer.rotary_dim if side == "key" else 0
     return SideSpec(side, layer.kv_heads, layer.head_dim, rotary_dim)
