@@ -80,7 +80,9 @@ def run_ray(
         ) from None
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=None if "RAY_ADDRESS" in os.environ else workers or None, log_to_driver=False)
+        ray.init(
+            num_cpus=None if "RAY_ADDRESS" in os.environ else workers or None, log_to_driver=False
+        )
     try:
         remote = ray.remote(num_cpus=1)(_on_one_thread)
         waiting = {remote.remote(function, job): job for job in jobs}

@@ -92,7 +92,7 @@ def write_tensors(
 
 
 def read_tensors(path: Path, what: str) -> dict[str, torch.Tensor]:
-    """Read every tensor of a safetensors file; raises InputError when it is missing or cut short."""
+    """Read all tensors of a safetensors file. Raises InputError when it is missing or cut short."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -134,7 +134,8 @@ def check_output(path: Path, *, overwrite: bool, resume: bool = False) -> None:
     if overwrite or resume:
         return
     raise InputError(
-        f"{path} exists already", "choose another --out, or add --overwrite (or --resume, for an unfinished run)"
+        f"{path} exists already",
+        "choose another --out, or add --overwrite (or --resume, for an unfinished run)",
     )
 
 

@@ -1,8 +1,8 @@
 """The only place that knows rotary position embeddings (RoPE).
 
-A rotated layer treats `rotary_dim` of a head's dims as `rotary_dim / 2` complex pairs and multiplies
-pair j of a token at position m by `scale * exp(i m w_j)`. Where the two halves of a pair lie is the
-pair layout: "half" puts pair j at (j, j + rotary_dim/2), as Llama does, "interleaved" at
+A rotated layer treats `rotary_dim` of a head's dims as `rotary_dim / 2` complex pairs and
+multiplies pair j of a token at position m by `scale * exp(i m w_j)`. Where the two halves of a pair
+lie is the pair layout: "half" puts pair j at (j, j + rotary_dim/2), as Llama does, "interleaved" at
 (2j, 2j + 1), as GLM does. Dims past `rotary_dim` are not rotated.
 
 The codecs see *canonical* vectors: dims (2j, 2j+1) are pair j and unrotated dims come last.
@@ -21,8 +21,8 @@ LAYOUTS = ("half", "interleaved")
 def pair_table(table: Tensor, rotary_dim: int) -> Tensor:
     """Reduce a model's cos or sin table to one column a pair.
 
-    `table` [..., r] with r = rotary_dim/2 (already a column a pair), or r = rotary_dim, where models
-    either repeat the whole table twice (Llama, GLM) or each column twice (Cohere).
+    `table` [..., r] with r = rotary_dim/2 (a column a pair already), or r = rotary_dim, where
+    models either repeat the whole table twice (Llama, GLM) or each column twice (Cohere).
     Returns [..., rotary_dim/2]. Raises ValueError for any other table.
     """
     half = rotary_dim // 2
@@ -113,7 +113,9 @@ class Rotary:
     inv_freq: Tensor
     scale: float = 1.0
 
-    def cos_sin(self, positions: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    def cos_sin(
+        self, positions: Tensor, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, Tensor]:
         """Tables of `positions` [...] int -> two [..., rotary_dim/2] float32.
 
         Computed as transformers does, in float32 and then rounded to the model's `dtype`, so that

@@ -140,7 +140,7 @@ def _settings(calib: Path, store: CalibrationStore, config: TrainConfig) -> dict
             least = kinds[side].least_tokens(plan)
             if store.token_count < least:
                 raise InputError(
-                    f"{calib} holds {store.token_count:,} tokens and these codebooks need {least:,}",
+                    f"{calib} holds {store.token_count:,} tokens, these codebooks need {least:,}",
                     "calibrate with more --tokens, or ask for fewer --bits",
                 )
             plans[str(layer.index)][side] = {"codec": kinds[side].name, "config": plan}

@@ -12,6 +12,7 @@ def model_card(config: dict[str, Any]) -> str:
         side: sum(layer[side]["distortion"] for layer in layers) / len(layers)
         for side in ("key", "value")
     }
+    errors = f"{distortions['key']:.4f} / {distortions['value']:.4f}"
     training = config["training"]
     return f"""---
 library_name: commvq
@@ -28,7 +29,7 @@ architecture and RoPE) in **{config["bits_per_element"]:.2f} bits an element**.
 | preset | {config["preset"]} |
 | compressed layers | {len(layers)} |
 | codebooks in memory | {config["resident_bytes"] / 2**20:.1f} MiB |
-| relative error of keys / values, weighted, held out | {distortions["key"]:.4f} / {distortions["value"]:.4f} |
+| relative error of keys / values, weighted, held out | {errors} |
 | calibration tokens | {training["tokens"]:,} |
 
 ```python
@@ -37,5 +38,6 @@ with CommVQCache.from_pretrained("path/or/hub-id", model) as cache:
     out = model.generate(**inputs, past_key_values=cache)
 ```
 
-Method: additive vector quantization whose key codebooks commute with RoPE (CommVQ, arXiv 2506.18879).
+Method: additive vector quantization whose key codebooks commute with RoPE
+(CommVQ, arXiv 2506.18879).
 """

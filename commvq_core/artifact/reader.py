@@ -20,7 +20,7 @@ from commvq_core.codecs.registry import CODECS
 from commvq_core.errors import InputError
 from commvq_core.files import read_json, read_tensors
 from commvq_core.models import AttentionSpec, LayerSpec
-from commvq_core.sides import side_spec
+from commvq_core.sides import Side, side_spec
 
 _MEND = "export the artifact again, or download it again"
 
@@ -60,7 +60,7 @@ def load_artifact(source: str | Path) -> Artifact:
 def _codec(
     folder: Path,
     layer: LayerSpec,
-    side: str,
+    side: Side,
     entries: dict[int, dict[str, Any]],
     tensors: dict[str, Tensor],
 ) -> Codec:
@@ -70,9 +70,7 @@ def _codec(
         raise InputError(f"{folder / CONFIG_FILE} says nothing of {where}", _MEND)
     kind = CODECS.get(str(entry.get("codec")))
     if kind is None:
-        raise InputError(
-            f"{where}: codec {entry.get('codec')!r} is not known", "upgrade commvq"
-        )
+        raise InputError(f"{where}: codec {entry.get('codec')!r} is not known", "upgrade commvq")
     prefix = tensor_name(layer.index, side, "")
     own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
     spec = side_spec(layer, side)
@@ -88,7 +86,9 @@ def _locate(source: str | Path) -> Path:
         return path
     text = str(source)
     if path.exists() or text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise InputError(f"artifact {source} does not exist", "give a folder made by commvq export, or a hub id")
+        raise InputError(
+            f"artifact {source} does not exist", "give a folder made by commvq export, or a hub id"
+        )
     from huggingface_hub import snapshot_download
 
     try:

@@ -63,7 +63,9 @@ class Artifact:
                 break
         else:
             if len(mine["layers"]) != len(theirs["layers"]):
-                difference = f"{len(mine['layers'])} layers there, {len(theirs['layers'])} in the model"
+                difference = (
+                    f"{len(mine['layers'])} layers there, {len(theirs['layers'])} in the model"
+                )
             else:
                 difference = next(
                     (

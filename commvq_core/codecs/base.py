@@ -72,7 +72,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, vectors: Tensor) -> Tensor:
-        """[batch, kv_heads, tokens, head_dim] any float -> uint8 [batch, kv_heads, tokens, code_bytes]."""
+        """[batch, kv_heads, tokens, head_dim] any float -> uint8 [..., tokens, code_bytes]."""
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class FittedCodec(Codec):
 def require_tensor(
     tensors: Mapping[str, Tensor], name: str, shape: Sequence[int], *, floating: bool = True
 ) -> Tensor:
-    """Fetch a tensor and check its shape, kind and finiteness. Raises ValueError naming the field."""
+    """Fetch a tensor; check shape, kind and finiteness. Raises ValueError naming the field."""
     if name not in tensors:
         raise ValueError(f"tensor {name} is missing")
     tensor = tensors[name]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from commvq_core import ops
 
+
 def nearest(rows: Tensor, codewords: Tensor) -> Tensor:
     """Index [n] int64 of the codeword nearest to each row."""
     return ops.additive_encode(rows[None], codewords[None, None, None], 1)[0, :, 0].long()

@@ -14,7 +14,10 @@ _FLOOR = 1e-3  # of the mean weight: a pair no query looked at may still be look
 
 
 def key_metric(query_energy: Tensor) -> Tensor:
-    """[heads, head_dim/2] mean |q_pair|^2, canonical order -> diagonal [heads, head_dim, head_dim]."""
+    """[heads, head_dim/2] mean |q_pair|^2, canonical pairs -> [heads, head_dim, head_dim], diagonal.
+
+    A pair that no query looked at still weighs a little.
+    """
     energy = query_energy.float()
     energy = energy + _FLOOR * energy.mean(dim=-1, keepdim=True) + 1e-20
     return torch.diag_embed(energy.repeat_interleave(2, dim=-1))

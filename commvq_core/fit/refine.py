@@ -27,15 +27,15 @@ def code_statistics(codes: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Te
         for stage in range(stages):
             moments.index_add_(0, index[:, stage] + stage * count, part64)
             for other in range(stage, stages):
-                pairs = torch.bincount(index[:, stage] * count + index[:, other], minlength=count**2)
+                pairs = torch.bincount(
+                    index[:, stage] * count + index[:, other], minlength=count**2
+                )
                 gram[stage, :, other] += pairs.view(count, count)
     gram = gram.view(size, size)
     return torch.triu(gram) + torch.triu(gram, 1).T, moments
 
 
-def solve_codebooks(
-    codebooks: Tensor, codes: Tensor, rows: Tensor, ridge: float = 1e-2
-) -> Tensor:
+def solve_codebooks(codebooks: Tensor, codes: Tensor, rows: Tensor, ridge: float = 1e-2) -> Tensor:
     """Codebooks [stages, count, d] -> the least-squares optimum near them, float32.
 
     `ridge` is in units of rows: a codeword that many rows use is free, one that none uses stays.
