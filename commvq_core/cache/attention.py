@@ -71,7 +71,7 @@ class Tile:
         self.peak = peak
 
     def add_logits(self, logits: Tensor) -> None:
-        """Merge a column that has a score but no value: gpt-oss's learnt sinks, `logits` [heads]."""
+        """Merge a column that has a score but no value: gpt-oss's learnt sinks, [heads]."""
         rows = logits.float().view(1, self.query.shape[1], self.groups, 1)
         rows = rows.repeat_interleave(self.length, dim=2)
         peak = torch.maximum(self.peak, rows)
@@ -201,7 +201,8 @@ def _note_padding(layer: CommVQLayer, mask: Tensor | None) -> None:
 
 
 def _add_exact(layer: CommVQLayer, tile: Tile, boundary: Tensor) -> None:
-    assert layer.keys is not None and layer.values is not None
+    assert layer.keys is not None
+    assert layer.values is not None
     start = max(layer.exact_start, int(boundary[0]))
     stop = int(tile.slots[-1]) + 1
     part = slice(start - layer.exact_start, stop - layer.exact_start)
@@ -219,8 +220,9 @@ def _add_codes(layer: CommVQLayer, tiles: list[Tile], boundaries: list[Tensor]) 
     rotary = layer.rotary
     ends = [int(boundary[-1]) for boundary in boundaries]
     begins = [int(boundary[0]) for boundary in boundaries]
-    order = {"rotary_dim": rotary.rotary_dim, "layout": rotary.layout}
-    queries = [to_pairs(tile.query, **order) for tile in tiles]
+    queries = [
+        to_pairs(tile.query, rotary_dim=rotary.rotary_dim, layout=rotary.layout) for tile in tiles
+    ]
     sinks = layer.sink_slots() if layer.sinks else None
     last_sink = -1 if sinks is None else int(sinks.max())
     for start in range(0, ends[-1], _BLOCK):

@@ -53,7 +53,8 @@ class CommVQCache(Cache):
     ) -> None:
         if window < 1 or sinks < 0:
             raise InputError(
-                f"window {window}, sinks {sinks}", "give a window of at least 1, sinks of at least 0"
+                f"window {window}, sinks {sinks}",
+                "give a window of 1 or more, sinks of 0 or more",
             )
         spec, probed = _describe(model)
         self.positions = Positions()

@@ -45,7 +45,8 @@ class CodeStore:
 
     def slice(self, start: int, stop: int) -> Tensor:
         """Codes of the tokens start..stop, a view."""
-        assert self._data is not None and stop <= self.length
+        assert self._data is not None
+        assert stop <= self.length
         return self._data[:, :, start:stop]
 
     def crop(self, length: int) -> None:
@@ -128,7 +129,8 @@ class CommVQLayer(CacheLayerMixin):
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         self.keys = torch.cat((self.keys, key_states.to(self.dtype)), dim=2)
         self.values = torch.cat((self.values, value_states.to(self.dtype)), dim=2)
         return self.keys.to(self.model_dtype), self.values.to(self.model_dtype)
@@ -144,7 +146,8 @@ class CommVQLayer(CacheLayerMixin):
         start = self.code_length
         if stop <= start:
             return
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         part = slice(start - self.exact_start, stop - self.exact_start)
         keys, values = self.keys[:, :, part], self.values[:, :, part]
         self._keep_sinks(start, stop)
@@ -163,7 +166,8 @@ class CommVQLayer(CacheLayerMixin):
     def _keep_sinks(self, start: int, stop: int) -> None:
         if self.sinks == 0:
             return
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         batch, heads, _, dim = self.keys.shape
         slots = self.sink_slots()
         if self.sink_keys is None or self.sink_values is None:
@@ -181,7 +185,8 @@ class CommVQLayer(CacheLayerMixin):
         """Free the exact copies of tokens that have codes."""
         extra = self.code_length - self.exact_start
         if extra > 0:
-            assert self.keys is not None and self.values is not None
+            assert self.keys is not None
+            assert self.values is not None
             # Clones, since a slice would keep the whole chunk's memory alive.
             self.keys = self.keys[:, :, extra:].clone()
             self.values = self.values[:, :, extra:].clone()
@@ -225,7 +230,8 @@ class CommVQLayer(CacheLayerMixin):
             )
         if tokens_to_remove == 0 or not self.is_initialized:
             return
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         length = max(0, self.get_seq_length() + tokens_to_remove)
         if length < self.exact_start:
             # The newest tokens left are codes; what follows will be appended behind them.
@@ -275,4 +281,3 @@ class CommVQLayer(CacheLayerMixin):
             + self.value_codes.nbytes
             + sum(t.numel() * t.element_size() for t in exact if t is not None)
         )
-

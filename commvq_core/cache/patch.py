@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ _running = threading.local()  # the cache of the forward pass that this thread i
 class Patch:
     """The hooks on one model, shared by all its caches and removed with the last of them."""
 
-    _of_model: weakref.WeakKeyDictionary[nn.Module, Patch] = weakref.WeakKeyDictionary()
+    _of_model: ClassVar[weakref.WeakKeyDictionary[nn.Module, Patch]] = weakref.WeakKeyDictionary()
 
     def __init__(self, model: PreTrainedModel) -> None:
         _register()
@@ -122,9 +122,9 @@ def _attention(
     """The attention function of every layer of a model that runs on a CommVQCache."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     cache = running_cache()
-    layer = cache.layers[module.layer_idx] if cache is not None else None
-    compressed = isinstance(layer, CommVQLayer)
-    if compressed and needs_codes(layer, query.shape[2]):
+    own = cache.layers[module.layer_idx] if cache is not None else None
+    layer = own if isinstance(own, CommVQLayer) else None
+    if layer is not None and needs_codes(layer, query.shape[2]):
         output = attend(
             layer, query, attention_mask, scaling=scaling, softcap=softcap, sink_logits=s_aux
         )
@@ -138,7 +138,7 @@ def _attention(
         )
     else:
         output = _exact(query, key, value, attention_mask, scaling, softcap, s_aux)
-    if compressed:
+    if layer is not None:
         settle(layer, attention_mask)
     return output, None
 

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
 from commvq_core.cache.cache import CommVQCache
 from commvq_core.codecs.base import Codec
 from commvq_core.codecs.identity import IdentityCodec
 from commvq_core.models import describe_model
 from commvq_core.sides import side_spec
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 _COMMON: dict[str, Any] = {
     "hidden_size": 64,

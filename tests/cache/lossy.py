@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
 from commvq_core.codecs.base import Codec, SideSpec
 from commvq_core.models import describe_model
 from commvq_core.sides import side_spec
-from torch import Tensor
-from transformers import PreTrainedModel
 
 
 class RoundingCodec(Codec):

@@ -7,11 +7,11 @@ import gc
 
 import pytest
 import torch
+from transformers import DynamicCache, PreTrainedModel
+
 from commvq_core.cache.cache import CommVQCache
 from commvq_core.cache.half import HalfPrecisionCache
 from commvq_core.errors import InputError
-from transformers import DynamicCache, PreTrainedModel
-
 from tests.cache.families import build, oracle
 from tests.cache.lossy import lossy_codecs
 
@@ -106,9 +106,7 @@ def test_batch_changes_follow_the_rows(model: PreTrainedModel) -> None:
     mask[0, :5] = 0
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     with torch.no_grad(), oracle(model) as cache:
-        model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache
-        )
+        model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
         cache.batch_select_indices(torch.tensor([2, 0]))
         cache.batch_repeat_interleave(2)
         cache.reorder_cache(torch.tensor([3, 0, 1, 2]))
@@ -172,7 +170,8 @@ def test_nbytes_counts_every_tensor_and_falls_to_the_codes(model: PreTrainedMode
         assert cache.nbytes == codes + exact + 4 * 256
         assert cache.bits_per_element == 8.0
         cache.reset()
-        assert cache.nbytes == 0 and cache.get_seq_length() == 0
+        assert cache.nbytes == 0
+        assert cache.get_seq_length() == 0
 
 
 def test_the_fp16_cache_stores_16_bits(model: PreTrainedModel) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from commvq_core.cache.cache import CommVQCache
 from transformers import DynamicCache, PreTrainedModel
 
+from commvq_core.cache.cache import CommVQCache
 from tests.cache.families import FAMILIES, build, oracle
 
 CHUNKS = (20, 1, 1, 7, 1, 18)
