@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,10 @@ from torch import nn
 
 from commvq_core.errors import InputError
 from commvq_core.files import sha256_of_text
+from commvq_core.gguf_file import check_gguf
 from commvq_core.probe import ProbedLayer, probe_rotation
 from commvq_core.progress import Progress, Silent
+from commvq_core.rope import LAYOUTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,6 +36,25 @@ class LayerSpec:
     pair_layout: str
     sliding_window: int | None
     compressible: bool
+
+    def __post_init__(self) -> None:
+        for name, kind in _LAYER_TYPES.items():
+            if type(getattr(self, name)) not in kind:
+                raise TypeError(f"{name} is {getattr(self, name)!r}")
+        if min(self.index, self.rotary_dim) < 0 or min(self.heads, self.kv_heads) < 1:
+            raise ValueError(f"impossible geometry {self}")
+        if self.rotary_dim > self.head_dim or self.rotary_dim % 2 or self.head_dim < 1:
+            raise ValueError(f"impossible geometry {self}")
+        if self.pair_layout not in LAYOUTS:
+            raise ValueError(f"pair_layout is {self.pair_layout!r}, not {' or '.join(LAYOUTS)}")
+
+
+_LAYER_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("index", "heads", "kv_heads", "head_dim", "rotary_dim"), (int,)),
+    "pair_layout": (str,),
+    "sliding_window": (int, type(None)),
+    "compressible": (bool,),
+}
 
 
 @dataclass(frozen=True)
@@ -56,9 +77,20 @@ class AttentionSpec:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> AttentionSpec:
-        """Read what `to_json` wrote; raises KeyError or TypeError for anything else."""
+        """Read what `to_json` wrote; raises KeyError, TypeError or ValueError for anything else."""
         layers = tuple(LayerSpec(**layer) for layer in value["layers"])
-        return cls(**{**value, "layers": layers})
+        spec = cls(**{**value, "layers": layers})
+        for name, kind in (
+            ("model_type", str),
+            ("hidden_size", int),
+            ("vocab_size", int),
+            ("fingerprint", str),
+        ):
+            if type(getattr(spec, name)) is not kind:
+                raise TypeError(f"{name} is {getattr(spec, name)!r}")
+        if len({layer.index for layer in layers}) < len(layers):
+            raise ValueError("two layers have the same index")
+        return spec
 
     @property
     def compressible(self) -> tuple[LayerSpec, ...]:
@@ -224,25 +256,9 @@ def _gguf(path: Path) -> tuple[str, dict[str, Any]]:
     """Check a .gguf file and return what from_pretrained needs to read it."""
     if path.suffix != ".gguf":
         raise InputError(f"{path} is not a model", "give a hub id, a folder or a .gguf file")
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise InputError(
-            "reading .gguf files needs the package gguf", "pip install 'commvq[gguf]'"
-        ) from None
-    try:
-        reader = GGUFReader(os.fspath(path))
-        end = max((int(t.data_offset) + int(t.n_bytes) for t in reader.tensors), default=0)
-    except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"{path} is not a whole .gguf file ({first})", "download it again"
-        ) from error
-    size = path.stat().st_size
-    if end == 0 or size < end:
-        raise InputError(
-            f"{path} is cut short: {size:,} bytes of {end:,}", "download the file again"
-        )
+    if find_spec("gguf") is None:
+        raise InputError("reading .gguf files needs the package gguf", "pip install 'commvq[gguf]'")
+    check_gguf(path)
     return str(path.parent), {"gguf_file": path.name}
 
 
@@ -256,7 +272,10 @@ def _from_pretrained(
         stored = None if extra else getattr(config, "dtype", None)
         chosen = _dtype(dtype, stored, device)
         tokenizer = AutoTokenizer.from_pretrained(folder, **extra)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=chosen, **extra)
+        # The config goes in, since reading it from a .gguf file takes seconds.
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=chosen, output_loading_info=True, **extra
+        )
     except InputError:
         raise
     except Exception as error:
@@ -265,4 +284,11 @@ def _from_pretrained(
             f"{source} can't be loaded as a causal language model ({first})",
             "check the name, the files and the network",
         ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        # transformers only warns, and goes on with random numbers in their place.
+        raise InputError(
+            f"{source} lacks {len(missing)} of the model's weights ({missing[0]})",
+            "download it again, or choose a causal language model",
+        )
     return model.to(device).eval(), tokenizer

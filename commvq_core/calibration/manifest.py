@@ -119,7 +119,7 @@ class Manifest:
                 raise InputError(f"{place}: field {name} is {getattr(self, name)!r}", mend)
         try:
             fine = bool(self.attention.compressible)
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError):
             fine = False
         if not fine:
             raise InputError(f"{place}: field spec describes no attention layers", mend)
