@@ -8,8 +8,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.util import find_spec
 from typing import TypeVar
 
 import torch
@@ -19,6 +21,16 @@ from commvq_core.errors import InputError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Engine = Callable[[Callable[[Job], Result], Sequence[Job], int], Iterator[tuple[Job, Result]]]
+
+
+def check_engine(name: str) -> None:
+    """Raise InputError when there is no engine of that name or it is not installed."""
+    if name not in ENGINES:
+        raise InputError(f"engine {name!r} is not known", f"give {' or '.join(ENGINES)}")
+    if name == "ray" and find_spec("ray") is None:
+        raise InputError(
+            "--engine ray needs the package ray", "pip install 'commvq[ray]', or use --engine local"
+        )
 
 
 def available_cores() -> int:
@@ -63,6 +75,18 @@ def _start_worker() -> None:
     # Ctrl-C reaches the whole group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """End this worker when the process that started it is gone.
+
+    A pool's worker holds both ends of its queue, and so would wait for ever for a killed parent.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def run_ray(
@@ -72,12 +96,8 @@ def run_ray(
 
     The nodes must see the same files. `workers` 0 takes every core of the cluster.
     """
-    try:
-        import ray
-    except ImportError:
-        raise InputError(
-            "--engine ray needs the package ray", "pip install 'commvq[ray]', or use --engine local"
-        ) from None
+    import ray
+
     started = not ray.is_initialized()
     if started:
         ray.init(

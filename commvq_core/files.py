@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -33,9 +34,7 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
         os.close(descriptor)
         temporary = Path(name)
         write(temporary)
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~_umask())
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
@@ -43,12 +42,18 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
         if name:
             Path(name).unlink(missing_ok=True)
         # safetensors reports the operating system's errors as its own class, by text alone.
-        if isinstance(error, OSError) or "I/O error" in str(error):
+        if isinstance(error, OSError) or re.search("I/O error|IoError", str(error)):
             raise InputError(
                 f"cannot write {path} ({error})",
                 "free some space or choose another --out; files written before are whole",
             ) from error
         raise
+
+
+def _umask() -> int:
+    umask = os.umask(0)  # the only way to read it
+    os.umask(umask)
+    return umask
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -68,13 +73,28 @@ def write_text(path: Path, text: str) -> None:
     atomic_write(path, write)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line of UTF-8 text in one write, so that the lines of several writers don't mix.
+
+    Raises InputError when it can't be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(descriptor, f"{line}\n".encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error})", "free some space") from error
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON object; `what` names the file in the InputError raised when it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist", f"give the folder of {what}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON ({error})", f"make {what} again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} does not hold a JSON object", f"make {what} again")
@@ -123,13 +143,11 @@ def sha256_of_file(path: Path) -> str:
 def check_output(path: Path, *, overwrite: bool, resume: bool = False) -> None:
     """Refuse to write over something that exists unless told to. Touches nothing.
 
-    Raises InputError. An empty folder counts as not existing.
+    Raises InputError. What `is_blank` says is blank counts as not existing.
     """
     if overwrite and resume:
         raise InputError("--overwrite and --resume contradict each other", "give one of the two")
-    if not path.exists() and not path.is_symlink():
-        return
-    if path.is_dir() and not any(path.iterdir()):
+    if is_blank(path):
         return
     if overwrite or resume:
         return
@@ -139,9 +157,89 @@ def check_output(path: Path, *, overwrite: bool, resume: bool = False) -> None:
     )
 
 
-def clear_output(path: Path) -> None:
-    """Remove an output folder or file that the user agreed to overwrite."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif path.exists() or path.is_symlink():
-        path.unlink()
+def is_blank(path: Path) -> bool:
+    """Whether nothing is at `path`, or a folder without anyone's files.
+
+    A process that was killed as it wrote its first file leaves a temporary one behind.
+    """
+    if path.is_dir():
+        return all(is_temporary(entry) for entry in path.iterdir())
+    return not path.exists() and not path.is_symlink()
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` is what a killed `atomic_write` leaves behind."""
+    return path.name.startswith(".") and path.name.endswith(".tmp") and path.is_file()
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what killed `atomic_write`s left in a folder, if there is one."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if is_temporary(entry):
+            entry.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path, mark: str, kind: str) -> None:
+    """Raise InputError unless `path` is blank or a folder of a `kind` that holds the file `mark`.
+
+    A mistyped --out must not cost anybody their files.
+    """
+    if not is_blank(path) and not (path / mark).is_file():
+        raise InputError(f"{path} is no {kind} and will not be removed", "choose another --out")
+
+
+def clear_output(path: Path, mark: str, kind: str) -> None:
+    """Remove an output folder that the user agreed to overwrite, after `check_replaceable`.
+
+    It is renamed before it is deleted, so that a kill leaves the whole of it or nothing.
+    """
+    check_replaceable(path, mark, kind)
+    try:
+        if is_blank(path):
+            remove_temporary(path)
+        else:
+            shutil.rmtree(_move_aside(path))
+    except OSError as error:
+        raise InputError(f"cannot remove {path} ({error})", "choose another --out") from error
+
+
+def replace_output(path: Path, write: Callable[[Path], None], mark: str, kind: str) -> None:
+    """Call `write(folder)` on a new folder and put it at `path`, in place of the old one.
+
+    `path` is as it was when `write` fails. Raises InputError as `clear_output` does, and when
+    nothing can be written beside `path`.
+    """
+    check_replaceable(path, mark, kind)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = _temporary_folder(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error})", "choose another --out") from error
+    try:
+        write(staging)
+        staging.chmod(0o777 & ~_umask())
+        aside = _move_aside(path) if path.exists() or path.is_symlink() else None
+        try:
+            staging.replace(path)
+        except OSError:
+            if aside is not None:
+                (aside / path.name).replace(path)
+                aside.rmdir()
+            raise
+        if aside is not None:
+            shutil.rmtree(aside)
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error})", "choose another --out") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _temporary_folder(path: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+
+
+def _move_aside(path: Path) -> Path:
+    """Rename `path`, into a new folder beside it; returns that folder."""
+    aside = _temporary_folder(path)
+    path.replace(aside / path.name)
+    return aside

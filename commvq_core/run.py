@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,14 @@ from torch import Tensor
 from commvq_core.codecs.base import Codec, FittedCodec
 from commvq_core.codecs.registry import CODECS
 from commvq_core.errors import InputError
-from commvq_core.files import read_json, read_tensors, write_json, write_tensors
+from commvq_core.files import (
+    append_line,
+    clear_output,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from commvq_core.models import AttentionSpec, LayerSpec
 from commvq_core.sides import SIDES, Side, side_spec
 
@@ -46,7 +52,11 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], spec: AttentionSpec) -> Run:
-        """Begin a run folder by writing run.json."""
+        """Begin a run folder by writing run.json, in place of a run that is at `path`.
+
+        Raises InputError, removing nothing, when something else is.
+        """
+        clear_output(path, _CONFIG, "run")
         full = {"format": FORMAT, "version": VERSION, **config, "attention": spec.to_json()}
         write_json(path / _CONFIG, full)
         return cls(path, full, spec)
@@ -60,22 +70,34 @@ class Run:
     def open(cls, path: Path) -> Run:
         """Open a run folder, finished or not. Raises InputError for anything else."""
         config = read_json(path / _CONFIG, "a run of commvq train-codebook")
-        if config.get("format") != FORMAT or config.get("version", VERSION + 1) > VERSION:
+        if config.get("format") != FORMAT:
+            raise InputError(f"{path} is not a run", "give a folder made by commvq train-codebook")
+        version = config.get("version")
+        if not isinstance(version, int) or not 1 <= version <= VERSION:
             raise InputError(
-                f"{path} is not a run that this release reads",
-                "give a folder made by commvq train-codebook",
+                f"{path} has format version {version}, this release reads up to {VERSION}",
+                "upgrade commvq",
             )
         try:
             spec = AttentionSpec.from_json(config["attention"])
-            for key in ("model", "preset", "plans", "layers"):
-                config[key]
-        except (KeyError, TypeError) as error:
+            run = cls(path, config, spec)
+            for field in ("model", "preset", "bits", "tokens", "seed"):
+                config[field]
+            for layer in spec.compressible:
+                for side in SIDES:
+                    kind, plan = run.plan(layer.index, side)
+                    kind.bits(side_spec(layer, side), plan)
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path / _CONFIG} is damaged ({error!r})", "train again") from error
-        return cls(path, config, spec)
+        return run
 
-    def plans(self) -> dict[int, dict[str, Any]]:
-        """{layer index: {"key": {"codec", "config"}, "value": ...}}."""
-        return {int(index): plan for index, plan in self.config["plans"].items()}
+    def plan(self, layer: int, side: Side) -> tuple[type[FittedCodec], dict[str, Any]]:
+        """Which codec one side of a layer gets, and its config."""
+        entry = self.config["plans"][str(layer)][side]
+        kind = CODECS[entry["codec"]]
+        if not issubclass(kind, FittedCodec):
+            raise TypeError(f"codec {kind.name} is not fitted")
+        return kind, entry["config"]
 
     def units(self) -> list[Unit]:
         """Every unit that a whole artifact needs, in order."""
@@ -99,12 +121,7 @@ class Run:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to log.jsonl."""
-        line = (json.dumps(dict(record)) + "\n").encode()
-        descriptor = os.open(self.path / _LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            os.write(descriptor, line)  # one write: lines of several writers do not mix
-        finally:
-            os.close(descriptor)
+        append_line(self.path / _LOG, json.dumps(dict(record)))
 
     def distortion(self, unit: Unit) -> float:
         """Held-out relative error of a unit under its metric."""
@@ -121,14 +138,12 @@ class Run:
 
     def codec(self, layer: LayerSpec, side: Side) -> tuple[Codec, float]:
         """A layer's codec from its units, and its mean distortion."""
-        plan = self.plans()[layer.index][side]
-        kind = CODECS[plan["codec"]]
-        assert issubclass(kind, FittedCodec)
+        kind, plan = self.plan(layer.index, side)
         units = [Unit(layer.index, side, head) for head in range(layer.kv_heads)]
         tensors = [read_tensors(self.path / unit.filename, "the run") for unit in units]
         distortion = sum(self.distortion(unit) for unit in units) / len(units)
         try:
-            return kind.join(side_spec(layer, side), plan["config"], tensors), distortion
+            return kind.join(side_spec(layer, side), plan, tensors), distortion
         except (ValueError, KeyError) as error:
             raise InputError(
                 f"{self.path}, layer {layer.index}, {side}s: {error}",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from commvq_core.calibration.store import CalibrationStore
-from commvq_core.codecs.base import Codec, FitData, FittedCodec
-from commvq_core.codecs.registry import CODECS, PRESETS
-from commvq_core.engines import ENGINES
+from commvq_core.codecs.base import Codec, FitData
+from commvq_core.codecs.registry import PRESETS
+from commvq_core.engines import ENGINES, check_engine
 from commvq_core.errors import InputError
-from commvq_core.files import check_output, clear_output, sha256_of_file
+from commvq_core.files import check_output, is_blank, remove_temporary, sha256_of_file
 from commvq_core.fit.metric import key_metric, value_metric
 from commvq_core.progress import Progress, Silent
 from commvq_core.rope import to_pairs
@@ -47,8 +47,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise InputError(f"preset {self.preset!r} is not known", f"give {' or '.join(PRESETS)}")
-        if self.engine not in ENGINES:
-            raise InputError(f"engine {self.engine!r} is not known", f"give {' or '.join(ENGINES)}")
+        check_engine(self.engine)
         if self.workers < 0:
             raise InputError(f"--workers {self.workers}", "give 0 (every core) or more")
 
@@ -100,14 +99,12 @@ def train_codebooks(
     """
     progress = progress or Silent()
     started = time.monotonic()
+    check_output(out, overwrite=overwrite, resume=resume)
     store = CalibrationStore.open(calib)
     settings = _settings(calib, store, config)
-    resume = resume and Run.exists(out)
-    check_output(out, overwrite=overwrite, resume=resume)
-    if resume:
+    if resume and not is_blank(out):
         run = _resume(out, settings)
     else:
-        clear_output(out)
         run = Run.create(out, settings, store.spec)
     wanted = [u for u in run.units() if config.layers is None or u.layer in config.layers]
     missing = set(run.missing_units())
@@ -157,6 +154,8 @@ def _settings(calib: Path, store: CalibrationStore, config: TrainConfig) -> dict
 
 
 def _resume(out: Path, settings: Mapping[str, Any]) -> Run:
+    if not Run.exists(out):
+        raise InputError(f"{out} holds no run to resume", "choose another --out")
     run = Run.open(out)
     for field, value in settings.items():
         if run.config.get(field) != value:
@@ -164,8 +163,7 @@ def _resume(out: Path, settings: Mapping[str, Any]) -> Run:
                 f"{out} was begun with other settings ({field} differs)",
                 "give the same settings, or --overwrite to start again",
             )
-    for leftover in out.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    remove_temporary(out)
     return run
 
 
@@ -175,9 +173,7 @@ def fit_unit(calib: Path, out: Path, unit: Unit) -> dict[str, float]:
     store, run = CalibrationStore.open(calib), Run.open(out)
     layer = next(entry for entry in store.spec.layers if entry.index == unit.layer)
     spec = side_spec(layer, unit.side)
-    plan = run.plans()[unit.layer][unit.side]
-    kind = CODECS[plan["codec"]]
-    assert issubclass(kind, FittedCodec)
+    kind, plan = run.plan(unit.layer, unit.side)
     vectors = store.load(unit.layer, unit.side)[:, unit.head : unit.head + 1].float()
     if unit.side == "key":
         vectors = to_pairs(vectors, rotary_dim=layer.rotary_dim, layout=layer.pair_layout)
@@ -187,10 +183,8 @@ def fit_unit(calib: Path, out: Path, unit: Unit) -> dict[str, float]:
     metric = metric[unit.head : unit.head + 1]
     held_out = torch.arange(vectors.shape[0]) % _HELD_OUT == _HELD_OUT - 1
     data = FitData(vectors[~held_out], metric, _seed(int(run.config["seed"]), unit))
-    tensors = kind.fit(spec, plan["config"], data)
-    single = kind.join(
-        type(spec)(spec.side, 1, spec.head_dim, spec.rotary_dim), plan["config"], [tensors]
-    )
+    tensors = kind.fit(spec, plan, data)
+    single = kind.join(replace(spec, kv_heads=1), plan, [tensors])
     statistics = {
         "distortion": distortion(single, vectors[held_out], metric),
         "seconds": time.monotonic() - started,
@@ -224,11 +218,9 @@ def _summary(run: Run, units: list[Unit], seconds: float) -> dict[str, Any]:
     kinds = []
     for layer in run.spec.compressible:
         for side in SIDES:
-            plan = run.plans()[layer.index][side]
-            kind = CODECS[plan["codec"]]
-            assert issubclass(kind, FittedCodec)
+            kind, plan = run.plan(layer.index, side)
             weight = layer.kv_heads * layer.head_dim
-            kinds.append((kind.bits(side_spec(layer, side), plan["config"]), weight))
+            kinds.append((kind.bits(side_spec(layer, side), plan), weight))
     return {
         "run": str(run.path),
         "bits_per_element": sum(b * w for b, w in kinds) / sum(w for _, w in kinds),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,14 @@ from commvq_core.artifact.schema import (
     tensor_name,
 )
 from commvq_core.errors import InputError
-from commvq_core.files import check_output, clear_output, write_json, write_tensors, write_text
+from commvq_core.files import (
+    check_output,
+    check_replaceable,
+    replace_output,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from commvq_core.progress import Progress, Silent
 from commvq_core.run import Run
 from commvq_core.sides import SIDES
@@ -44,19 +49,19 @@ def export_run(
             "finish it with commvq train-codebook --resume",
         )
     check_output(out, overwrite=overwrite)
+    check_replaceable(out, TENSOR_FILE, "artifact")
     tensors: dict[str, Tensor] = {}
     layers: list[dict[str, Any]] = []
     codecs = []
-    plans = source.plans()
-    with progress.task("exporting", total=len(plans), unit="layers") as task:
-        for layer in source.spec.compressible:
+    compressible = source.spec.compressible
+    with progress.task("exporting", total=len(compressible), unit="layers") as task:
+        for layer in compressible:
             entry: dict[str, Any] = {"index": layer.index}
             for side in SIDES:
-                plan = plans[layer.index][side]
                 codec, distortion = source.codec(layer, side)
                 codecs.append(codec)
                 entry[side] = {
-                    "codec": plan["codec"],
+                    "codec": codec.name,
                     "config": codec.config(),
                     "bits_per_element": codec.bits_per_element,
                     "distortion": distortion,
@@ -83,26 +88,15 @@ def export_run(
         "layers": layers,
         "commvq_version": __version__,
     }
-    _install(out, config, tensors)
+    replace_output(out, lambda folder: _write(folder, config, tensors), TENSOR_FILE, "artifact")
     summary = {key: config[key] for key in ("name", "model", "preset", "bits_per_element")}
     return {"artifact": str(out), **summary, "resident_bytes": config["resident_bytes"]}
 
 
-def _install(out: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise InputError(f"cannot write {out} ({error})", "choose another --out") from error
-    try:
-        write_tensors(staging / TENSOR_FILE, tensors)
-        write_json(staging / CONFIG_FILE, config)
-        write_text(staging / CARD_FILE, model_card(config))
-        staging.chmod(0o755)
-        clear_output(out)
-        staging.replace(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+def _write(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    write_tensors(folder / TENSOR_FILE, tensors)
+    write_json(folder / CONFIG_FILE, config)
+    write_text(folder / CARD_FILE, model_card(config))
 
 
 def push_to_hub(artifact: Path, repo_id: str) -> str:

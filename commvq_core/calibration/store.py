@@ -28,8 +28,10 @@ from commvq_core.errors import InputError
 from commvq_core.files import (
     check_output,
     clear_output,
+    is_blank,
     read_json,
     read_tensors,
+    remove_temporary,
     write_json,
     write_tensors,
 )
@@ -101,27 +103,17 @@ class CalibrationStore:
 
         Raises InputError, and removes nothing, when `path` holds anything but a calibration.
         """
-        if path.exists() and not (path / MANIFEST).is_file() and not cls.is_blank(path):
-            raise InputError(
-                f"{path} is no calibration and will not be removed", "choose another --out"
-            )
-        clear_output(path)
+        clear_output(path, MANIFEST, "calibration")
 
     @staticmethod
     def is_blank(path: Path) -> bool:
-        """Whether nothing is at `path`, or a folder without files of anyone's.
-
-        A run that is killed while it writes its first file leaves a temporary file behind.
-        """
-        if path.is_dir():
-            return all(_is_temporary(entry) for entry in path.iterdir())
-        return not path.exists()
+        """Whether nothing is at `path`, or a folder without files of anyone's."""
+        return is_blank(path)
 
     def remove_temporary_files(self) -> None:
         """Remove what a killed run was in the middle of writing."""
-        for entry in [*self.path.iterdir(), *self.path.glob("layer_*/*")]:
-            if _is_temporary(entry):
-                entry.unlink()
+        for folder in [self.path, *self.path.glob("layer_*")]:
+            remove_temporary(folder)
 
     @property
     def layers(self) -> tuple[LayerSpec, ...]:
@@ -256,10 +248,6 @@ def narrow(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     if dtype == torch.float16 and largest > torch.finfo(dtype).max:
         dtype = torch.bfloat16
     return x.to(dtype)
-
-
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".tmp") and path.is_file()
 
 
 def _statistics_shapes(spec: LayerSpec) -> dict[str, tuple[int, ...]]:
