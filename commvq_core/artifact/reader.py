@@ -35,7 +35,7 @@ def load_artifact(source: str | Path) -> Artifact:
     if config.get("format") != FORMAT:
         raise InputError(f"{folder} is not an artifact", "give a folder made by commvq export")
     version = config.get("version")
-    if not isinstance(version, int) or version > VERSION:
+    if not isinstance(version, int) or not 1 <= version <= VERSION:
         raise InputError(
             f"{folder} has format version {version}, this release reads up to {VERSION}",
             "upgrade commvq",
@@ -44,6 +44,8 @@ def load_artifact(source: str | Path) -> Artifact:
         spec = AttentionSpec.from_json(config["attention"])
         entries = {int(entry["index"]): entry for entry in config["layers"]}
         name = str(config["name"])
+        if config["fingerprint"] != spec.fingerprint:
+            raise ValueError("fingerprint differs from attention.fingerprint")
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{folder / CONFIG_FILE} is damaged ({error!r})", _MEND) from error
     tensors = read_tensors(folder / TENSOR_FILE, "an artifact")
@@ -73,9 +75,8 @@ def _codec(
         raise InputError(f"{where}: codec {entry.get('codec')!r} is not known", "upgrade commvq")
     prefix = tensor_name(layer.index, side, "")
     own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
-    spec = side_spec(layer, side)
     try:
-        return kind.from_tensors(spec, entry.get("config", {}), own)
+        return kind.from_tensors(side_spec(layer, side), entry.get("config", {}), own)
     except ValueError as error:
         raise InputError(f"{folder / TENSOR_FILE}, {where}: {error}", _MEND) from error
 

@@ -21,6 +21,9 @@ from commvq_core.errors import InputError
 from commvq_core.fit.additive import fit_additive
 from commvq_core.fit.metric import key_transform, value_transform
 
+# Widths of sub-vectors, the one that measured best first (docs/method.md).
+_SUB_DIMS = (32, 64, 16, 40, 48, 8)
+
 
 @dataclass(frozen=True)
 class AdditiveConfig:
@@ -38,7 +41,13 @@ class AdditiveConfig:
     kmeans_iterations: int = 8
 
     def __post_init__(self) -> None:
-        if self.sub_dim < 2 or self.stages < 1 or not 1 <= self.code_bits <= 8:
+        for name, value in asdict(self).items():
+            if type(value) is not int:
+                raise ValueError(f"{name} is {value!r}, not a whole number")
+        # An odd width would tear a pair apart.
+        if self.sub_dim < 2 or self.sub_dim % 2:
+            raise ValueError(f"sub_dim is {self.sub_dim}, not an even number of dims")
+        if self.stages < 1 or not 1 <= self.code_bits <= 8:
             raise ValueError(f"impossible geometry {self}")
         if min(self.beam, self.fit_beam) < 1 or min(self.rounds, self.kmeans_iterations) < 0:
             raise ValueError(f"impossible knobs {self}")
@@ -125,20 +134,29 @@ class AdditiveCodec(FittedCodec):
         if subs * geometry.sub_dim != spec.head_dim:
             raise ValueError(f"sub_dim {geometry.sub_dim} does not divide head_dim {spec.head_dim}")
         shape = (spec.kv_heads, subs, geometry.stages, geometry.codewords, geometry.sub_dim)
-        codebooks = require_tensor(tensors, "codebooks", shape)
+        codebooks = require_tensor(tensors, "codebooks", shape, torch.float16)
         tail = (spec.head_dim,) if spec.side == "key" else (spec.head_dim, spec.head_dim)
-        inverse = require_tensor(tensors, "inverse", (spec.kv_heads, *tail))
+        inverse = require_tensor(tensors, "inverse", (spec.kv_heads, *tail), torch.float32)
+        _check_inverse(spec, inverse)
         return cls(spec, geometry, codebooks, inverse)
 
     @classmethod
     def plan(cls, spec: SideSpec, bits: float) -> dict[str, Any]:
-        for sub_dim in (32, 64, 16, 40, 48, 8):
+        widths = [width for width in _SUB_DIMS if spec.head_dim % width == 0]
+        for sub_dim in widths:
             stages = bits * sub_dim / 8
-            if spec.head_dim % sub_dim == 0 and stages >= 1 and stages == int(stages):
+            if stages >= 1 and stages == int(stages):
                 return asdict(AdditiveConfig(sub_dim=sub_dim, stages=int(stages)))
+        if not widths:
+            raise InputError(
+                f"heads of {spec.head_dim} dims can't be split into sub-vectors",
+                f"the additive codec needs a multiple of {min(_SUB_DIMS)} dims",
+            )
+        possible = {8 * stages / width for width in widths for stages in range(1, width // 2 + 1)}
+        near = sorted(sorted(possible, key=lambda other: abs(other - bits))[:2])
         raise InputError(
             f"{bits:g} bits can't be reached with heads of {spec.head_dim} dims",
-            "give a multiple of 0.25 between 0.25 and 4",
+            f"give {' or '.join(f'{other:g}' for other in near)}",
         )
 
     @classmethod
@@ -178,6 +196,19 @@ class AdditiveCodec(FittedCodec):
     ) -> AdditiveCodec:
         joined = {name: torch.cat([unit[name] for unit in units]) for name in units[0]}
         return cls.from_tensors(spec, config, joined)
+
+
+def _check_inverse(spec: SideSpec, inverse: Tensor) -> None:
+    """Raise ValueError unless vectors can be transformed back and keys still commute with RoPE."""
+    if spec.side == "value":
+        if bool(torch.linalg.inv_ex(inverse).info.any()):
+            raise ValueError("tensor inverse holds a singular matrix")
+        return
+    if not bool((inverse > 0).all()):
+        raise ValueError("tensor inverse holds a factor that is not positive")
+    turned = inverse[:, : spec.rotary_dim]
+    if not torch.equal(turned[:, 0::2], turned[:, 1::2]):
+        raise ValueError("tensor inverse differs within a pair, which does not commute with RoPE")
 
 
 def _code_bytes(spec: SideSpec, config: AdditiveConfig) -> int:

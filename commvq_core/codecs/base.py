@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 
@@ -130,16 +131,16 @@ class FittedCodec(Codec):
 
 
 def require_tensor(
-    tensors: Mapping[str, Tensor], name: str, shape: Sequence[int], *, floating: bool = True
+    tensors: Mapping[str, Tensor], name: str, shape: Sequence[int], dtype: torch.dtype
 ) -> Tensor:
-    """Fetch a tensor; check shape, kind and finiteness. Raises ValueError naming the field."""
+    """Fetch a tensor; check shape, dtype and finiteness. Raises ValueError naming the field."""
     if name not in tensors:
         raise ValueError(f"tensor {name} is missing")
     tensor = tensors[name]
     if list(tensor.shape) != list(shape):
         raise ValueError(f"tensor {name} has shape {list(tensor.shape)}, not {list(shape)}")
-    if tensor.is_floating_point() != floating:
-        raise ValueError(f"tensor {name} has dtype {tensor.dtype}")
-    if floating and not bool(tensor.isfinite().all()):
+    if tensor.dtype != dtype:
+        raise ValueError(f"tensor {name} has dtype {tensor.dtype}, not {dtype}")
+    if dtype.is_floating_point and not bool(tensor.isfinite().all()):
         raise ValueError(f"tensor {name} holds NaN or infinity")
     return tensor

@@ -14,9 +14,9 @@ _FLOOR = 1e-3  # of the mean weight: a pair no query looked at may still be look
 
 
 def key_metric(query_energy: Tensor) -> Tensor:
-    """[heads, head_dim/2] mean |q_pair|^2, canonical pairs -> [heads, head_dim, head_dim], diagonal.
+    """[heads, head_dim/2] mean |q_pair|^2 -> [heads, head_dim, head_dim], diagonal.
 
-    A pair that no query looked at still weighs a little.
+    Pairs are in canonical order. A pair that no query looked at still weighs a little.
     """
     energy = query_energy.float()
     energy = energy + _FLOOR * energy.mean(dim=-1, keepdim=True) + 1e-20
