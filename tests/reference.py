@@ -65,3 +65,57 @@ def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """One row of codes as one little-endian integer: code i shifted by i * bits."""
     number = sum((int(code) % 2**bits) << (i * bits) for i, code in enumerate(codes))
     return np.frombuffer(number.to_bytes((len(codes) * bits + 7) // 8, "little"), np.uint8)
+
+
+def rotate(
+    x: NDArray[np.floating],
+    angles: NDArray[np.floating],
+    *,
+    rotary_dim: int,
+    layout: str,
+    scale: float = 1.0,
+) -> NDArray[np.float64]:
+    """RoPE by its definition: pair j as the complex number re + i im, times scale * exp(i angle).
+
+    `x` [..., head_dim] in the model's order, `angles` [..., rotary_dim/2] (position times inverse
+    frequency). Layout "half" has pair j at (j, j + rotary_dim/2), "interleaved" at (2j, 2j + 1).
+    """
+    x = np.asarray(x, np.float64)
+    out = x.copy()
+    for pair in range(rotary_dim // 2):
+        if layout == "half":
+            re, im = pair, pair + rotary_dim // 2
+        else:
+            re, im = 2 * pair, 2 * pair + 1
+        turned = (x[..., re] + 1j * x[..., im]) * scale * np.exp(1j * angles[..., pair])
+        out[..., re], out[..., im] = turned.real, turned.imag
+    return out
+
+
+def one_hot(codes: NDArray[np.integer], count: int) -> NDArray[np.float64]:
+    """`codes` [n, stages] -> [n, stages * count], with a one where a stage's code is."""
+    rows, stages = codes.shape
+    out = np.zeros((rows, stages * count))
+    for row, stage in np.ndindex(rows, stages):
+        out[row, stage * count + codes[row, stage]] = 1.0
+    return out
+
+
+def joint_refit(
+    codes: NDArray[np.integer], rows: NDArray[np.floating], count: int
+) -> NDArray[np.float64]:
+    """Least squares over all stages at once: the codebooks C [stages * count, d] of smallest norm
+    among those that minimise |B C - rows|^2, where B is the one-hot matrix of the codes."""
+    return np.linalg.lstsq(one_hot(codes, count), np.asarray(rows, np.float64), rcond=None)[0]
+
+
+def softmax_attention(
+    query: NDArray[np.floating],
+    keys: NDArray[np.floating],
+    values: NDArray[np.floating],
+    scale: float,
+) -> NDArray[np.float64]:
+    """One query [d] over keys and values [n, d]: softmax(scale * K q)^T V."""
+    scores = scale * np.asarray(keys, np.float64) @ np.asarray(query, np.float64)
+    weights = np.exp(scores - scores.max())
+    return weights @ np.asarray(values, np.float64) / weights.sum()
