@@ -170,7 +170,7 @@ def describe_and_probe(model: PreTrainedModel) -> tuple[AttentionSpec, dict[int,
         )
     if not any(layer.compressible for layer in layers):
         raise InputError(
-            f"every attention layer of {name} has a sliding window",
+            f"no attention layer of {name} keeps a plain cache (a sliding window or other state)",
             "there is no growing cache to compress; use the model as it is",
         )
     fields = {

@@ -14,7 +14,7 @@ if not files:
 print(files[0])')
 
 if [ -f "$out/results.json" ]; then
-  rm -rf "$out"
+  rm -rf "$out"/{calibration,run,artifact} "$out"/{perplexity,niah,answer,results}.json
 fi
 mkdir -p "$out"
 

@@ -44,7 +44,16 @@ def table(result: dict[str, Any]) -> Table:
     """One row a cache, in words that a newcomer knows."""
     context = result["results"][0]["context"]
     shown = Table(title=f"{Path(result['model']).name}, {context:,} tokens of context")
-    for name in ("cache", "bits a number", "cache memory", "perplexity", "worse by", "needles found"):
+    names = (
+        "cache",
+        "bits a number",
+        "cache memory",
+        "codebooks",
+        "perplexity",
+        "worse by",
+        "needles",
+    )
+    for name in names:
         shown.add_column(name, justify="left" if name == "cache" else "right")
     for entry in result["results"]:
         metrics = entry["metrics"]
@@ -52,6 +61,7 @@ def table(result: dict[str, Any]) -> Table:
             entry["codec"],
             f"{entry['bits_per_element']:.2f}",
             f"{entry['cache_bytes'] / 2**20:.1f} MiB",
+            f"{entry['resident_bytes'] / 2**20:.1f} MiB",
             f"{metrics['perplexity']:.2f}",
             f"{metrics['delta_percent']:.1f} %",
             f"{metrics['needle_accuracy']:.0%}",

@@ -105,6 +105,7 @@ class CommVQLayer(CacheLayerMixin):
         self.first_valid: Tensor | None = None  # [batch] first slot that is not padding
         self.sink_keys: Tensor | None = None
         self.sink_values: Tensor | None = None
+        self.awaits_attention = False  # updated, and the attention function not yet called
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take batch, dtype and device from the first states."""
@@ -131,6 +132,7 @@ class CommVQLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
+        self.awaits_attention = True
         self.keys = torch.cat((self.keys, key_states.to(self.dtype)), dim=2)
         self.values = torch.cat((self.values, value_states.to(self.dtype)), dim=2)
         return self.keys.to(self.model_dtype), self.values.to(self.model_dtype)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from commvq_core.cache.attention import attend, make_tiles, needs_codes, settle
 from commvq_core.cache.layer import CommVQLayer
+from commvq_core.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,9 +90,17 @@ class Patch:
             config._attn_implementation_internal = implementation
         self._saved = []
         cache = running_cache()
-        if cache is not None:
-            cache.positions.end_forward()
         _running.cache = None
+        if cache is None:
+            return
+        cache.positions.end_forward()
+        deaf = [i for i, layer in enumerate(cache.layers) if getattr(layer, "awaits_attention", 0)]
+        if deaf and output is not None:
+            # It attended to the window alone, as if the codes were not there.
+            raise InputError(
+                f"attention layer {deaf[0]} does not use transformers' attention interface",
+                "this model can't run on a compressed cache; use its own",
+            )
 
 
 def running_cache() -> CommVQCache | None:
@@ -124,6 +133,8 @@ def _attention(
     cache = running_cache()
     own = cache.layers[module.layer_idx] if cache is not None else None
     layer = own if isinstance(own, CommVQLayer) else None
+    if layer is not None:
+        layer.awaits_attention = False
     if layer is not None and needs_codes(layer, query.shape[2]):
         output = attend(
             layer, query, attention_mask, scaling=scaling, softcap=softcap, sink_logits=s_aux

@@ -21,7 +21,8 @@ from commvq_core.errors import InputError
 from commvq_core.fit.additive import fit_additive
 from commvq_core.fit.metric import key_transform, value_transform
 
-# Widths of sub-vectors, the one that measured best first (docs/method.md).
+# Widths of sub-vectors, in the order tried: wider ones lose less but need more memory for their
+# codebooks and more additions a decoded key (docs/method.md has both measured).
 _SUB_DIMS = (32, 64, 16, 40, 48, 8)
 
 
@@ -61,9 +62,10 @@ class AdditiveConfig:
 class AdditiveCodec(FittedCodec):
     """The default codec of keys and values. See the module's docstring.
 
-    `codebooks` [kv_heads, subs, stages, codewords, sub_dim] fp16, in the transformed space;
-    `inverse` float32: [kv_heads, head_dim] for keys (a factor a dim, equal within a pair),
-    [kv_heads, head_dim, head_dim] for values.
+    `codebooks` [kv_heads, subs, stages, codewords, sub_dim], in the transformed space, float32
+    here and fp16 in files (they are rounded to fp16 when fitted); `inverse` float32: [kv_heads,
+    head_dim] for keys (a factor a dim, equal within a pair), [kv_heads, head_dim, head_dim] for
+    values.
     """
 
     name = "additive"
@@ -74,17 +76,21 @@ class AdditiveCodec(FittedCodec):
         self.spec = spec
         self._config = config
         self.subs = spec.head_dim // config.sub_dim
-        self.codebooks = codebooks
+        self.codebooks = codebooks.float()
         self.inverse = inverse
         self.code_bytes = _code_bytes(spec, config)
         self._forward = 1.0 / inverse if spec.side == "key" else torch.linalg.inv(inverse)
-        self._codebooks32 = codebooks.float()
+
+    @property
+    def resident_bytes(self) -> int:
+        held = (self.codebooks, self.inverse, self._forward)
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def encode(self, vectors: Tensor) -> Tensor:
         batch, heads, tokens, dim = vectors.shape
         rows = vectors.float().transpose(0, 1).reshape(heads, batch * tokens, dim)
         codes = ops.additive_encode(
-            self._transform(rows, self._forward).contiguous(), self._codebooks32, self._config.beam
+            self._transform(rows, self._forward).contiguous(), self.codebooks, self._config.beam
         )
         packed = ops.pack_codes(codes, self._config.code_bits)
         return packed.view(heads, batch, tokens, self.code_bytes).transpose(0, 1).contiguous()
@@ -93,7 +99,7 @@ class AdditiveCodec(FittedCodec):
         batch, heads, tokens, _ = codes.shape
         count = self.subs * self._config.stages
         index = ops.unpack_codes(codes, self._config.code_bits, count).int()
-        table = self._codebooks32.view(heads, count, self._config.codewords, self._config.sub_dim)
+        table = self.codebooks.view(heads, count, self._config.codewords, self._config.sub_dim)
         offsets = torch.arange(heads * count, dtype=torch.int32, device=codes.device)
         index = index + (offsets * self._config.codewords).view(1, heads, 1, count)
         rows = index.view(batch, heads, tokens, self.subs, self._config.stages)
@@ -112,12 +118,14 @@ class AdditiveCodec(FittedCodec):
         return rows @ transform
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"codebooks": self.codebooks, "inverse": self.inverse}
+        return {"codebooks": self.codebooks.half(), "inverse": self.inverse}
 
     def config(self) -> dict[str, Any]:
         return asdict(self._config)
 
     def to(self, device: Any) -> AdditiveCodec:
+        if self.codebooks.device == torch.device(device):
+            return self
         return AdditiveCodec(
             self.spec, self._config, self.codebooks.to(device), self.inverse.to(device)
         )

@@ -7,7 +7,7 @@ import gc
 
 import pytest
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, FalconConfig, PreTrainedModel
 
 from commvq_core.cache.cache import CommVQCache
 from commvq_core.cache.half import HalfPrecisionCache
@@ -188,3 +188,15 @@ def test_the_fp16_cache_stores_16_bits(model: PreTrainedModel) -> None:
 def test_impossible_windows_are_refused(model: PreTrainedModel, options: dict[str, int]) -> None:
     with pytest.raises(InputError):
         oracle(model, **options)
+
+
+def test_a_model_that_ignores_the_attention_interface_is_refused() -> None:
+    """Its layers would attend to the window alone, and answer nonsense without a word."""
+    from tests.cache.families import build_from
+
+    deaf = build_from(
+        FalconConfig(hidden_size=64, num_attention_heads=4, num_hidden_layers=2, vocab_size=200)
+    )
+    with oracle(deaf) as cache, pytest.raises(InputError, match="attention interface"):
+        deaf(input_ids=_ids(1, 20), past_key_values=cache)
+    assert deaf(input_ids=_ids(1, 20)).logits.isfinite().all()

@@ -133,7 +133,14 @@ def test_a_codec_is_rebuilt_from_its_tensors_and_config(side: str) -> None:
     assert torch.equal(twin.decode(codes), codec.decode(codes))
     moved = codec.to("cpu")
     assert torch.equal(moved.decode(codes), codec.decode(codes))
-    assert codec.resident_bytes == sum(t.nbytes for t in codec.tensors().values())
+
+
+@pytest.mark.parametrize("side", ["key", "value"])
+def test_resident_bytes_count_every_tensor_that_a_codec_holds(side: str) -> None:
+    codec = additive_codec(side)
+    held = [value for value in vars(codec).values() if isinstance(value, torch.Tensor)]
+    assert len(held) == 3
+    assert codec.resident_bytes == sum(tensor.nbytes for tensor in held)
 
 
 def test_heads_fitted_apart_are_joined_in_order() -> None:
