@@ -29,6 +29,7 @@ from commvq_core.rope import to_pairs
 from commvq_core.run import Run, Unit
 from commvq_core.sides import SIDES, side_spec
 
+_MOST_LAYERS = 10_000  # a slip of the hand must not fill the memory with numbers
 _HELD_OUT = 16  # every 16th token measures and does not teach
 
 
@@ -77,6 +78,8 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise InputError(f"--layers {text} is not a list of layers", "write it like 0-3,7")
         stop = int(last) if dash else int(first)
+        if stop >= _MOST_LAYERS:
+            raise InputError(f"--layers {part}: no model has so many", "write it like 0-3,7")
         if stop < int(first):
             raise InputError(f"--layers {part} runs backwards", "write the smaller number first")
         chosen.update(range(int(first), stop + 1))
@@ -125,7 +128,7 @@ def _settings(calib: Path, store: CalibrationStore, config: TrainConfig) -> dict
     if unknown:
         raise InputError(
             f"layer {unknown[0]} is not among the model's compressible layers",
-            f"choose from {min(known)} to {max(known)}",
+            f"choose from {', '.join(str(index) for index in sorted(known))}",
         )
     bits = {"key": config.key_bits, "value": config.value_bits}
     kinds = dict(zip(SIDES, PRESETS[config.preset], strict=True))
