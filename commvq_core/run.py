@@ -144,7 +144,7 @@ class Run:
         distortion = sum(self.distortion(unit) for unit in units) / len(units)
         try:
             return kind.join(side_spec(layer, side), plan, tensors), distortion
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise InputError(
                 f"{self.path}, layer {layer.index}, {side}s: {error}",
                 "delete the layer's files and run commvq train-codebook --resume",

@@ -9,7 +9,7 @@ x^ = y^ @ inverse, so it commutes with RoPE wherever `inverse` does: for keys it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -202,7 +202,12 @@ class AdditiveCodec(FittedCodec):
     def join(
         cls, spec: SideSpec, config: Mapping[str, Any], units: Sequence[Mapping[str, Tensor]]
     ) -> AdditiveCodec:
-        joined = {name: torch.cat([unit[name] for unit in units]) for name in units[0]}
+        # Each alone first: torch.cat would mix dtypes, and say nothing of which tensor is wrong.
+        heads = [cls.from_tensors(replace(spec, kv_heads=1), config, unit) for unit in units]
+        joined = {
+            "codebooks": torch.cat([head.codebooks for head in heads]),
+            "inverse": torch.cat([head.inverse for head in heads]),
+        }
         return cls.from_tensors(spec, config, joined)
 
 

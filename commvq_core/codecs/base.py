@@ -127,7 +127,7 @@ class FittedCodec(Codec):
     def join(
         cls, spec: SideSpec, config: Mapping[str, Any], units: Sequence[Mapping[str, Tensor]]
     ) -> Codec:
-        """The layer's codec from the tensors of its KV heads, in order."""
+        """The layer's codec from the tensors of its KV heads, in order. Raises ValueError."""
 
 
 def require_tensor(
