@@ -203,11 +203,9 @@ class AdditiveCodec(FittedCodec):
         cls, spec: SideSpec, config: Mapping[str, Any], units: Sequence[Mapping[str, Tensor]]
     ) -> AdditiveCodec:
         # Each alone first: torch.cat would mix dtypes, and say nothing of which tensor is wrong.
-        heads = [cls.from_tensors(replace(spec, kv_heads=1), config, unit) for unit in units]
-        joined = {
-            "codebooks": torch.cat([head.codebooks for head in heads]),
-            "inverse": torch.cat([head.inverse for head in heads]),
-        }
+        single = replace(spec, kv_heads=1)
+        heads = [cls.from_tensors(single, config, unit).tensors() for unit in units]
+        joined = {name: torch.cat([head[name] for head in heads]) for name in heads[0]}
         return cls.from_tensors(spec, config, joined)
 
 
