@@ -61,8 +61,9 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     leading dims. Multiplies by cos + i sin as given, so a scale in the table is applied.
     """
     rotary_dim = 2 * cos.shape[-1]
-    re, im = x[..., 0:rotary_dim:2], x[..., 1:rotary_dim:2]
-    turned = torch.stack((re * cos - im * sin, re * sin + im * cos), dim=-1).flatten(-2)
+    # One pass over memory, where real and imaginary parts apart would stride through it.
+    pairs = torch.view_as_complex(x[..., :rotary_dim].unflatten(-1, (-1, 2)).contiguous())
+    turned = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
     if rotary_dim == x.shape[-1]:
         return turned
     return torch.cat((turned, x[..., rotary_dim:]), dim=-1)
