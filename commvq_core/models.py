@@ -13,7 +13,7 @@ from torch import nn
 from commvq_core.errors import InputError
 from commvq_core.files import sha256_of_text
 from commvq_core.gguf_file import check_gguf
-from commvq_core.probe import ProbedLayer, probe_rotation
+from commvq_core.probe import ProbedLayer, probe_rotation, uncast_frequencies
 from commvq_core.progress import Progress, Silent
 from commvq_core.rope import LAYOUTS
 
@@ -180,7 +180,8 @@ def describe_and_probe(model: PreTrainedModel) -> tuple[AttentionSpec, dict[int,
     }
     # Four digits: enough to tell rotations apart, few enough to agree on every device.
     frequencies = [
-        [f"{float(f):.4g}" for f in probed[layer.index].rotary.inv_freq] for layer in layers
+        [f"{float(f):.4g}" for f in uncast_frequencies(model, probed[layer.index].rotary.inv_freq)]
+        for layer in layers
     ]
     described = [fields, [asdict(layer) for layer in layers], frequencies]
     fingerprint = sha256_of_text(repr(described))

@@ -120,7 +120,7 @@ def probe_rotation(
             f"{type(model).__name__} failed on a one-token forward pass ({error})",
             "commvq supports decoder-only models that take input_ids and past_key_values",
         ) from error
-    buffers = _frequency_buffers(model)
+    known = _KnownRotations.of(model)
     found: dict[int, ProbedLayer] = {}
     for index, _ in modules:
         layer = cache.layers[index] if index < len(cache.layers) else None
@@ -132,7 +132,7 @@ def probe_rotation(
                 f"layer {index} has keys of {keys.shape[-1]} dims, values of {values.shape[-1]}",
                 "models with multi-head latent attention are not supported",
             )
-        rotary = _explain(index, keys.float(), tables.get(index), positions, buffers, keys.dtype)
+        rotary = _explain(index, keys.float(), tables.get(index), positions, known, keys.dtype)
         found[index] = ProbedLayer(rotary, keys.shape[1], keys.shape[-1])
     return found
 
@@ -142,7 +142,7 @@ def _explain(
     keys: Tensor,
     tables: Tables | None,
     positions: list[int],
-    buffers: list[Tensor],
+    known: _KnownRotations,
     dtype: torch.dtype,
 ) -> Rotary:
     """The rotation that makes all rows of `keys` [rows, kv_heads, 1, head_dim] agree."""
@@ -176,7 +176,8 @@ def _explain(
         )
     pair_cos = pair_table(cos, rotary_dim)[:, 0]
     pair_sin = pair_table(sin, rotary_dim)[:, 0]
-    inv_freq, scale = _frequencies(index, pair_cos, pair_sin, positions, buffers, dtype)
+    pair_tables = (pair_cos.cpu(), pair_sin.cpu())
+    inv_freq, scale = _frequencies(index, pair_tables, positions, known, dtype, tables[0].dtype)
     return Rotary(rotary_dim, layout, inv_freq, scale)
 
 
@@ -186,37 +187,91 @@ def _disagreement(keys: Tensor) -> float:
     return float((keys - keys[:1]).flatten(1).norm(dim=1).max() / norm)
 
 
-def _frequency_buffers(model: nn.Module) -> list[Tensor]:
-    """The model's tables of inverse frequencies, the live ones before the originals."""
-    named = [(name, buffer) for name, buffer in model.named_buffers() if "inv_freq" in name]
-    named.sort(key=lambda item: "original" in item[0])
-    return [buffer.detach().float().cpu().clone() for _, buffer in named if buffer.dim() == 1]
+@dataclass(frozen=True)
+class _KnownRotations:
+    """What the model's rotary modules say of themselves, to be checked against their tables.
+
+    `buffers` float32 on the CPU, the live ones before the originals; `scales`, 1 first.
+    """
+
+    buffers: list[Tensor]
+    scales: list[float]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _KnownRotations:
+        buffers = [item for item in model.named_buffers() if "inv_freq" in item[0]]
+        buffers.sort(key=lambda item: "original" in item[0])
+        scales = {
+            value
+            for module in rotary_modules(model)
+            for name, value in vars(module).items()
+            if name.endswith("attention_scaling") and isinstance(value, float)
+        }
+        tables = [buffer.detach().float().cpu().clone() for _, buffer in buffers]
+        return cls([table for table in tables if table.dim() == 1], [1.0, *sorted(scales)])
+
+
+def uncast_frequencies(model: nn.Module, inv_freq: Tensor) -> Tensor:
+    """`inv_freq` [pairs] of a layer as it was before the model was cast, float32.
+
+    `model.half()` also rounds the frequencies. Whether two models rotate alike must not depend on
+    that, so rotary modules whose tables were rounded are made anew.
+    """
+    for module in rotary_modules(model):
+        tables = _tables_of(module)
+        if all(table.dtype == torch.float32 for table in tables):
+            continue
+        kind: Any = type(module)
+        try:
+            anew = kind(config=module.config)
+        except Exception:  # not one of transformers' own: there is nothing better than its tables
+            continue
+        for exact in _tables_of(anew):
+            if exact.shape == inv_freq.shape and torch.allclose(exact, inv_freq, rtol=1e-2, atol=0):
+                return exact
+    return inv_freq
+
+
+def _tables_of(module: nn.Module) -> list[Tensor]:
+    return [table for name, table in module.named_buffers() if "inv_freq" in name]
+
+
+def rotary_modules(model: nn.Module) -> list[nn.Module]:
+    """The modules that hold inverse frequencies."""
+    return [
+        module
+        for module in model.modules()
+        if any("inv_freq" in name for name, _ in module.named_buffers(recurse=False))
+    ]
 
 
 def _frequencies(
     index: int,
-    cos: Tensor,
-    sin: Tensor,
+    tables: Tables,
     positions: list[int],
-    buffers: list[Tensor],
+    known: _KnownRotations,
     dtype: torch.dtype,
+    table_dtype: torch.dtype,
 ) -> tuple[Tensor, float]:
-    """Inverse frequencies and scale that reproduce the tables `cos`, `sin` [rows, pairs]."""
-    cos, sin = cos.double().cpu(), sin.double().cpu()
-    scale = float((cos * cos + sin * sin).mean().sqrt())
-    tolerance = (1e-4 if dtype == torch.float32 else 2e-2) * scale
+    """Inverse frequencies and scale that reproduce the tables (cos, sin), each [rows, pairs]."""
+    cos, sin = (table.double() for table in tables)
+    measured = float((cos * cos + sin * sin).mean().sqrt())
+    tolerance = (1e-4 if dtype == torch.float32 else 2e-2) * measured
     rows = torch.tensor(positions, dtype=torch.float64)[:, None]
 
     def fits(frequencies: Tensor) -> bool:
         angles = rows * frequencies.double()
         return bool(
-            (angles.cos() * scale - cos).abs().max() < tolerance
-            and (angles.sin() * scale - sin).abs().max() < tolerance
+            (angles.cos() * measured - cos).abs().max() < tolerance
+            and (angles.sin() * measured - sin).abs().max() < tolerance
         )
 
-    for buffer in buffers:
+    for buffer in known.buffers:
         if buffer.numel() == cos.shape[-1] and fits(buffer):
-            return buffer, scale
+            # Tables of half precision tell the scale to some digits only: prefer a stated one.
+            stated = min(known.scales, key=lambda scale: abs(scale - measured))
+            near = abs(stated - measured) <= 4 * torch.finfo(table_dtype).eps * measured
+            return buffer, stated if near else measured
     # No buffer: take the angle of position 1, then sharpen it with each larger position, whose
     # angle is known up to whole turns.
     frequencies = torch.atan2(sin[1], cos[1])
@@ -229,4 +284,4 @@ def _frequencies(
             f"layer {index}: the rotary tables follow no fixed frequencies that could be found",
             "models that change their RoPE with the length of the context are not supported",
         )
-    return frequencies.float(), scale
+    return frequencies.float(), measured
