@@ -114,5 +114,12 @@ def _cache(loaded: Any, artifact: Any, window: int, sinks: int) -> Any:
 
         return contextlib.nullcontext(HalfPrecisionCache(loaded.model))
     from commvq_core.cache.cache import CommVQCache
+    from commvq_core.cache.half import half_dtype
 
-    return CommVQCache.from_pretrained(artifact, loaded.model, window=window, sinks=sinks)
+    return CommVQCache.from_pretrained(
+        artifact,
+        loaded.model,
+        window=window,
+        sinks=sinks,
+        exact_dtype=half_dtype(loaded.model),
+    )

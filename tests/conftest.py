@@ -106,3 +106,24 @@ def tiny_calibration(
     config = CalibrationConfig(tokens=4096, seq_len=1024, datasets=(str(tiny_text_file),))
     calibrate(load_model(str(tiny_model_dir), device="cpu"), folder, config)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_calibration: Path) -> Path:
+    """A finished RUN folder of the tiny model, at half a bit, which is quick to fit."""
+    from commvq_core.training import TrainConfig, train_codebooks
+
+    folder = tmp_path_factory.mktemp("run") / "run"
+    config = TrainConfig(key_bits=0.5, value_bits=0.5, workers=1)
+    train_codebooks(tiny_calibration, folder, config)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_run: Path) -> Path:
+    """An ARTIFACT folder of the tiny model, at half a bit."""
+    from commvq_core.artifact import export_run
+
+    folder = tmp_path_factory.mktemp("artifact") / "artifact"
+    export_run(tiny_run, folder)
+    return folder

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def half_dtype(model: PreTrainedModel) -> torch.dtype:
+    """What a 16-bit cache of this model stores: fp16, or a 16-bit model's own dtype."""
+    return torch.float16 if model.dtype == torch.float32 else model.dtype
+
+
 class HalfPrecisionCache(DynamicCache):
     """DynamicCache whose full-attention layers store fp16 (bf16 for a bf16 model)."""
 

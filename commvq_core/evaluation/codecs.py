@@ -95,12 +95,18 @@ def _from_artifact(
     loaded: LoadedModel, source: str, artifact: Artifact, window: int, sinks: int
 ) -> EvalCodec:
     from commvq_core.cache.cache import CommVQCache
+    from commvq_core.cache.half import half_dtype
 
     artifact.check_fits(loaded.spec)
 
     def fresh(strict: bool) -> AbstractContextManager[Any]:
         return CommVQCache.from_pretrained(
-            artifact, loaded.model, window=window, sinks=sinks, strict=strict
+            artifact,
+            loaded.model,
+            window=window,
+            sinks=sinks,
+            strict=strict,
+            exact_dtype=half_dtype(loaded.model),
         )
 
     identity = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from commvq_core.errors import InputError
@@ -52,6 +53,8 @@ def parse_numbers(text: str | None, option: str) -> tuple[float, ...] | None:
         return None
     try:
         numbers = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+        if not all(math.isfinite(number) for number in numbers):
+            raise ValueError
     except ValueError:
         raise InputError(
             f"{option} {text} is no list of numbers", "give numbers with commas, such as 1,2"

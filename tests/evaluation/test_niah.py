@@ -1,0 +1,191 @@
+"""The needle task: prompts of exact length, the needle where it should be, and scoring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from commvq_core.errors import InputError
+from commvq_core.evaluation.codecs import EvalCodec
+from commvq_core.evaluation.options import EvalOptions
+from commvq_core.evaluation.prompts import Prompt, generate_after_context, wrap_prompt
+from commvq_core.evaluation.tasks.niah import Needle, NeedleExample
+from commvq_core.models import LoadedModel
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.fixture
+def options(tiny_text_file: Path) -> EvalOptions:
+    return EvalOptions(
+        datasets=(str(tiny_text_file),), lengths=(500, 900), depths=(0, 50, 100), limit=2
+    )
+
+
+def text_of(loaded: LoadedModel, example: NeedleExample) -> str:
+    return loaded.tokenizer.decode(example.prompt.context + example.prompt.question)
+
+
+def test_prompts_have_exactly_the_length_asked_for(
+    loaded: LoadedModel, options: EvalOptions
+) -> None:
+    examples = Needle(options).prepare(loaded)
+    assert len(examples) == 2 * 3 * 2
+    for example in examples:
+        assert len(example.prompt.context) + len(example.prompt.question) == example.length
+
+
+def test_the_needle_is_at_its_depth_at_the_end_of_a_line(
+    loaded: LoadedModel, options: EvalOptions
+) -> None:
+    for example in Needle(options).prepare(loaded):
+        text = text_of(loaded, example)
+        needle = f"\nThe special magic number is {example.number}.\n"
+        assert text.count(example.number) == 1
+        before, after = text.split(needle)
+        assert before.endswith("\n") or example.depth == 100
+        hay = before.split("afterwards.\n\n", 1)[1], after.split("\n\nWhat is")[0]
+        depth = 100 * len(hay[0]) / (len(hay[0]) + len(hay[1]))
+        assert depth == pytest.approx(example.depth, abs=16)
+
+
+def test_a_text_without_line_ends_does_as_well(loaded: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "line.txt"
+    path.write_text("words without end " * 2000)
+    task = Needle(EvalOptions(datasets=(str(path),), lengths=(600,), depths=(50,)))
+    (example,) = task.prepare(loaded)
+    before, after = text_of(loaded, example).split(f"magic number is {example.number}.")
+    assert len(before) == pytest.approx(len(after), rel=0.2)
+
+
+def test_a_text_shorter_than_the_context_goes_round(loaded: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("one line only\n")
+    (example,) = Needle(EvalOptions(datasets=(str(path),), lengths=(600,), depths=(0,))).prepare(
+        loaded
+    )
+    assert text_of(loaded, example).count("one line only") > 5
+
+
+def test_the_seed_decides_the_numbers(loaded: LoadedModel, tiny_text_file: Path) -> None:
+    def settings(seed: int) -> tuple[list[str], str]:
+        task = Needle(EvalOptions(datasets=(str(tiny_text_file),), lengths=(500,), seed=seed))
+        examples = task.prepare(loaded)
+        return [example.number for example in examples], task.settings()["examples_sha256"]
+
+    assert settings(1) == settings(1)
+    assert settings(1)[0] != settings(2)[0]
+    assert settings(1)[1] != settings(2)[1]
+    assert len(set(settings(1)[0])) == 5
+
+
+def test_max_length_is_the_longer_of_two_lengths(loaded: LoadedModel, options: EvalOptions) -> None:
+    task = Needle(EvalOptions(datasets=options.datasets, max_length=1000))
+    task.prepare(loaded)
+    assert task.settings()["lengths"] == [500, 1000]
+
+
+def test_the_chat_template_is_used_and_recorded(
+    loaded: LoadedModel, options: EvalOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Needle(options)
+    plain = text_of(loaded, task.prepare(loaded)[0])
+    assert task.settings()["chat_template"] is False
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", TEMPLATE)
+    templated = text_of(loaded, task.prepare(loaded)[0])
+    assert task.settings()["chat_template"] is True
+    assert templated.startswith("<|user|>A special magic number")
+    assert templated.endswith("text above?<|assistant|>The special magic number is")
+    assert plain.startswith("A special magic number")
+    assert plain.endswith("text above?\nThe special magic number is")
+
+
+def test_tokens_that_a_tokenizer_puts_first_come_first(loaded: LoadedModel) -> None:
+    class Tokenizer:
+        bos_token_id = 7
+        chat_template = None
+
+        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+            ids = [ord(letter) for letter in text]
+            return {"input_ids": [7, *ids] if add_special_tokens else ids}
+
+    double: Any = type("Loaded", (), {"tokenizer": Tokenizer()})()
+    frame = wrap_prompt(double, "a", "b", "c")
+    assert frame.context == [7, ord("a")]
+    assert frame.question == [ord("b"), ord("\n"), ord("c")]
+
+
+def record(answer: str, correct: bool, length: int, depth: float) -> dict[str, Any]:
+    return {"answer": answer, "correct": correct, "length": length, "depth": depth}
+
+
+def test_metrics_count_what_was_found_and_what_was_kept(options: EvalOptions) -> None:
+    task = Needle(EvalOptions(datasets=options.datasets, lengths=(64,), depths=(0, 100), limit=2))
+    cells = [(64, 0.0), (64, 0.0), (64, 100.0), (64, 100.0)]
+    full = [record("", ok, *cell) for ok, cell in zip([1, 1, 1, 0], cells, strict=True)]
+    small = [record("", ok, *cell) for ok, cell in zip([1, 0, 1, 1], cells, strict=True)]
+    metrics = task.metrics(small, full)
+    assert metrics["accuracy"] == pytest.approx(0.75)
+    assert metrics["kept"] == pytest.approx(2 / 3)
+    assert metrics["grid"] == {"64": {"0": 0.5, "100": 1.0}}
+    assert task.metrics(small, [record("", False, *cell) for cell in cells])["kept"] is None
+
+
+def test_an_answer_is_scored_by_its_first_number(
+    loaded: LoadedModel, options: EvalOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Needle(options)
+    example = task.prepare(loaded)[0]
+    answers = {f" {example.number}. Yes.": True, " 1 no": False, "": False}
+    for answer, correct in answers.items():
+        monkeypatch.setattr(
+            "commvq_core.evaluation.tasks.niah.generate_after_context",
+            lambda *arguments, said=answer: said,
+        )
+        found = task.run(loaded, None, example)
+        assert (found["correct"], found["answer"]) == (correct, answer.strip())
+
+
+def test_context_and_question_apart_give_what_they_give_at_once(loaded: LoadedModel) -> None:
+    ids = torch.arange(2, 150)
+    prompt = Prompt(ids[:120].tolist(), ids[120:].tolist(), False)
+    cache = DynamicCache()
+    with torch.inference_mode():
+        answer = generate_after_context(loaded, cache, prompt, 6)
+        expected = loaded.model.generate(ids[None], max_new_tokens=6, do_sample=False)
+    assert answer == loaded.tokenizer.decode(expected[0, len(ids) :], skip_special_tokens=True)
+
+
+def test_the_question_sees_the_context_as_codes(
+    loaded: LoadedModel, codecs: list[EvalCodec]
+) -> None:
+    seen = []
+    prompt = Prompt(list(range(2, 122)), list(range(130, 140)), False)
+    with codecs[1].open(False) as cache:
+        layer = cache.compressed_layers[0]
+        hook = loaded.model.get_decoder().register_forward_pre_hook(
+            lambda *_: seen.append((layer.get_seq_length(), cache.nbytes))
+        )
+        try:
+            with torch.inference_mode():
+                generate_after_context(loaded, cache, prompt, 1)
+        finally:
+            hook.remove()
+    (empty, _), (after_context, stored) = seen[:2]
+    assert (empty, after_context) == (0, 120)
+    # 120 tokens, 2 layers, K and V, 2 heads of 32 dims in fp16.
+    assert stored < 120 * 2 * 2 * 64 * 2
+
+
+def test_lengths_without_room_are_refused(loaded: LoadedModel, options: EvalOptions) -> None:
+    with pytest.raises(InputError, match=r"at least \d+ tokens"):
+        Needle(EvalOptions(datasets=options.datasets, lengths=(20,))).prepare(loaded)
+    with pytest.raises(InputError, match="at most 4,096 tokens"):
+        Needle(EvalOptions(datasets=options.datasets, lengths=(4096,))).prepare(loaded)

@@ -1,0 +1,227 @@
+"""The runner: the same examples for every codec, what is recorded, and resuming."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from commvq_core.errors import InputError
+from commvq_core.evaluation.codecs import (
+    EvalCodec,
+    artifact_sha256,
+    load_artifacts,
+    resolve_codecs,
+)
+from commvq_core.evaluation.options import EvalOptions, parse_lengths, parse_numbers
+from commvq_core.evaluation.report import grid_rows, summary_rows
+from commvq_core.evaluation.runner import evaluate, evaluate_to_file
+from commvq_core.evaluation.tasks import TASKS, make_task
+from commvq_core.evaluation.tasks.base import Record, Task
+from commvq_core.evaluation.tasks.perplexity import Perplexity
+from commvq_core.models import LoadedModel
+
+
+class Counting(Task):
+    """A task that remembers what it was asked, and can fail."""
+
+    name = "perplexity"
+    strict = True
+
+    def __init__(self, options: EvalOptions, fail_at: int | None = None) -> None:
+        self.asked: list[tuple[str, int]] = []
+        self.fail_at = fail_at
+
+    def prepare(self, loaded: LoadedModel) -> Sequence[int]:
+        return [10, 20, 30]
+
+    def settings(self) -> dict[str, Any]:
+        return {"limit": 3}
+
+    def run(self, loaded: LoadedModel, cache: Any, example: int) -> Record:
+        if self.fail_at == len(self.asked):
+            raise KeyboardInterrupt
+        self.asked.append((type(cache).__name__, example))
+        return {"value": example, "context": example}
+
+    def metrics(self, records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]:
+        return {"sum": sum(record["value"] for record in records)}
+
+
+CACHES = ("HalfPrecisionCache", "CommVQCache")
+EVERYTHING = [(cache, example) for cache in CACHES for example in (10, 20, 30)]
+
+
+def test_every_codec_gets_the_same_examples(loaded: LoadedModel, codecs: list[EvalCodec]) -> None:
+    task = Counting(EvalOptions())
+    result = evaluate(loaded, codecs, task)
+    assert task.asked == EVERYTHING
+    assert [entry["metrics"]["sum"] for entry in result["results"]] == [60, 60]
+
+
+def test_what_decides_a_result_is_recorded(
+    loaded: LoadedModel, codecs: list[EvalCodec], short: EvalOptions
+) -> None:
+    result = evaluate(loaded, codecs, Perplexity(short))
+    json.dumps(result, allow_nan=False)
+    assert result["model"] == loaded.source
+    assert result["model_fingerprint"] == loaded.spec.fingerprint
+    assert set(result["versions"]) == {"commvq", "torch", "transformers", "python"}
+    settings = result["settings"]
+    assert (settings["max_length"], settings["limit"]) == (128, 2)
+    assert len(settings["examples_sha256"]) == len(settings["sources"][0]["sha256"]) == 64
+    identity = result["results"][1]["identity"]
+    assert (identity["window"], identity["sinks"]) == (32, 2)
+    assert len(identity["sha256"]) == 64
+
+
+def test_bytes_are_those_of_the_longest_context(
+    loaded: LoadedModel, codecs: list[EvalCodec]
+) -> None:
+    class Growing(Counting):
+        def run(self, loaded: LoadedModel, cache: Any, example: int) -> Record:
+            cache.__dict__["tokens"] = example
+            return super().run(loaded, cache, example)
+
+    entry = evaluate(loaded, codecs, Growing(EvalOptions()))["results"][0]
+    assert entry["context"] == 30
+    assert entry["cache_bytes"] == entry["examples"][2]["cache_bytes"]
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    loaded: LoadedModel, codecs: list[EvalCodec], tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    first = Counting(EvalOptions(), fail_at=4)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_to_file(loaded, codecs, first, out)
+    assert not out.exists()
+    with pytest.raises(InputError, match="--resume"):
+        evaluate_to_file(loaded, codecs, Counting(EvalOptions()), out)
+    second = Counting(EvalOptions())
+    result = evaluate_to_file(loaded, codecs, second, out, resume=True)
+    assert first.asked + second.asked == EVERYTHING
+    assert json.loads(out.read_text()) == result
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_finished_evaluation_is_not_run_again(
+    loaded: LoadedModel, codecs: list[EvalCodec], tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    result = evaluate_to_file(loaded, codecs, Counting(EvalOptions()), out)
+    again = Counting(EvalOptions())
+    assert evaluate_to_file(loaded, codecs, again, out, resume=True) == result
+    assert again.asked == []
+
+
+def test_resuming_with_other_settings_is_refused(
+    loaded: LoadedModel, codecs: list[EvalCodec], tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_to_file(loaded, codecs, Counting(EvalOptions(), fail_at=1), out)
+    with pytest.raises(InputError, match="other settings"):
+        evaluate_to_file(loaded, codecs[:1], Counting(EvalOptions()), out, resume=True)
+    result = evaluate_to_file(loaded, codecs, Counting(EvalOptions()), out, overwrite=True)
+    with pytest.raises(InputError, match="other settings"):
+        evaluate_to_file(loaded, codecs[:1], Counting(EvalOptions()), out, resume=True)
+    assert json.loads(out.read_text()) == result
+
+
+def test_an_overwritten_evaluation_starts_anew(
+    loaded: LoadedModel, codecs: list[EvalCodec], tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_to_file(loaded, codecs, Counting(EvalOptions(), fail_at=5), out)
+    task = Counting(EvalOptions())
+    evaluate_to_file(loaded, codecs, task, out, overwrite=True)
+    assert task.asked == EVERYTHING
+
+
+def test_fp16_is_always_first_and_only_once(loaded: LoadedModel, tiny_artifact: Path) -> None:
+    artifacts = load_artifacts([tiny_artifact])
+    found = resolve_codecs(loaded, artifacts=artifacts, names=["fp16", "fp16"])
+    assert [codec.name for codec in found] == ["fp16", "commvq-0.5bit"]
+
+
+def test_artifacts_of_the_same_name_are_told_apart(
+    loaded: LoadedModel, tiny_artifact: Path, tmp_path: Path
+) -> None:
+    twin = tmp_path / "twin"
+    twin.symlink_to(tiny_artifact)
+    artifacts = load_artifacts([tiny_artifact, twin])
+    names = [codec.name for codec in resolve_codecs(loaded, artifacts=artifacts)]
+    assert names == ["fp16", "commvq-0.5bit", f"commvq-0.5bit:{twin}"]
+
+
+def test_an_artifacts_hash_covers_its_numbers(tiny_artifact: Path, tmp_path: Path) -> None:
+    same, other = tmp_path / "same", tmp_path / "other"
+    shutil.copytree(tiny_artifact, same)
+    shutil.copytree(tiny_artifact, other)
+    tensors = load_file(other / "codebooks.safetensors")
+    next(t for name, t in tensors.items() if "codebook" in name).view(-1)[-1] += 1
+    save_file(tensors, other / "codebooks.safetensors")
+    artifacts = load_artifacts([tiny_artifact, same, other])
+    first, second, third = (artifact_sha256(artifact) for artifact in artifacts.values())
+    assert first == second != third
+
+
+def test_the_compressed_cache_keeps_its_exact_part_in_16_bits(
+    loaded: LoadedModel, codecs: list[EvalCodec]
+) -> None:
+    import torch
+
+    full, small = codecs
+    sizes = []
+    for codec in (full, small):
+        with codec.open(False) as cache, torch.inference_mode():
+            loaded.model(input_ids=torch.arange(2, 22)[None], past_key_values=cache)
+            sizes.append(cache.nbytes)
+    # Everything is still inside the window, so the two differ by the positions at most.
+    assert sizes[0] <= sizes[1] <= sizes[0] + 20 * 8
+
+
+def test_rows_for_tables() -> None:
+    entry = {
+        "codec": "fp16",
+        "bits_per_element": 16.0,
+        "cache_bytes": 50,
+        "fp16_cache_bytes": 200,
+        "metrics": {"accuracy": 0.5, "kept": None, "grid": {"64": {"0": 1.0, "100": 0.0}}},
+        "seconds": 1.5,
+    }
+    result = {"task": "niah", "results": [entry]}
+    names, cells = summary_rows(result)
+    assert dict(zip(names, cells[0], strict=True))["of fp16 %"] == 25.0
+    assert dict(zip(names, cells[0], strict=True))["found %"] == 50.0
+    assert grid_rows(result) == (
+        ["cache", "tokens", "depth 0", "depth 100"],
+        [["fp16", 64, 100.0, 0.0]],
+    )
+
+
+def test_every_task_has_columns(loaded: LoadedModel) -> None:
+    from commvq_core.evaluation.report import _COLUMNS
+
+    assert set(_COLUMNS) == set(TASKS)
+    with pytest.raises(InputError, match="perplexity, niah"):
+        make_task("nonsense", EvalOptions())
+
+
+def test_lists_of_numbers() -> None:
+    assert parse_lengths("1024,2048,1024", "--lengths") == (1024, 2048)
+    assert parse_numbers("0,12.5", "--depths") == (0.0, 12.5)
+    assert parse_numbers(None, "--depths") is None
+    for text in ("", "1,,2", "a", "1.5"):
+        with pytest.raises(InputError):
+            parse_lengths(text, "--lengths")
+    for text in ("inf", "nan"):
+        with pytest.raises(InputError):
+            parse_numbers(text, "--depths")
