@@ -23,7 +23,7 @@ from commvq_core.fit.metric import key_transform, value_transform
 
 # Widths of sub-vectors, in the order tried: wider ones lose less but need more memory for their
 # codebooks and more additions a decoded key (docs/method.md has both measured).
-_SUB_DIMS = (32, 64, 16, 40, 48, 8)
+_SUB_DIMS = (64, 48, 40, 32, 16, 8)
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class AdditiveConfig:
     sub_dim: int
     stages: int
     code_bits: int = 8
-    beam: int = 4
+    beam: int = 8
     fit_beam: int = 8
-    rounds: int = 4
-    kmeans_iterations: int = 8
+    rounds: int = 2
+    kmeans_iterations: int = 4
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

@@ -160,7 +160,7 @@ def test_every_quarter_of_a_bit_can_be_planned(head_dim: int, bits: float) -> No
     spec = SideSpec("key", 2, head_dim, head_dim)
     plan = AdditiveCodec.plan(spec, bits)
     assert AdditiveCodec.bits(spec, plan) == bits
-    assert plan["sub_dim"] == 32
+    assert plan["sub_dim"] in ((48, 32) if head_dim == 96 else (64,))
     assert head_dim % plan["sub_dim"] == 0
     assert AdditiveConfig(**plan).codewords == 256
 
