@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 
 import torch
@@ -40,13 +39,3 @@ def mean(values: Iterable[float]) -> float:
     """The arithmetic mean of at least one value."""
     listed = list(values)
     return sum(listed) / len(listed)
-
-
-def first_number(text: str) -> str | None:
-    """The first whole number in an answer, thousands commas removed; None when there is none.
-
-    >>> first_number(" 48,213. I am sure")
-    '48213'
-    """
-    match = re.search(r"\d+(?:,\d{3})*", text)
-    return match.group().replace(",", "") if match else None

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from commvq_core.evaluation.metrics import delta_percent, first_number, perplexity, token_nll
+from commvq_core.evaluation.metrics import delta_percent, perplexity, token_nll
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -30,18 +30,3 @@ def test_a_uniform_guess_has_the_perplexity_of_the_vocabulary() -> None:
 def test_delta_is_in_percent_of_the_baseline() -> None:
     assert delta_percent(12.5, 10.0) == pytest.approx(25.0)
     assert math.isclose(delta_percent(9.0, 10.0), -10.0)
-
-
-@pytest.mark.parametrize(
-    ("answer", "number"),
-    [
-        (" 48213.", "48213"),
-        ("48,213 of course", "48213"),
-        ("4, 8 and 15", "4"),
-        ("It is 12345\nor 54321", "12345"),
-        ("none", None),
-        ("", None),
-    ],
-)
-def test_the_first_number_of_an_answer_counts(answer: str, number: str | None) -> None:
-    assert first_number(answer) == number
