@@ -39,7 +39,8 @@ def check_gguf(path: Path) -> None:
 class _Header:
     """Walks the header; `end` is where the file's last tensor ends.
 
-    Raises struct.error when the header runs past the end of the file.
+    Raises struct.error when the header runs past the end of the file: what was skipped is always
+    followed by something that is read.
     """
 
     def __init__(self, data: mmap.mmap, path: Path) -> None:
@@ -74,15 +75,10 @@ class _Header:
         self._at += struct.calcsize(self._order + kind)
         return value
 
-    def _skip(self, count: int) -> None:
-        self._at += count
-        if self._at > len(self._data):
-            raise struct.error("past the end")
-
     def _string(self) -> str:
         length = self._read("Q")
         start = self._at
-        self._skip(length)
+        self._at += length
         return self._data[start : self._at].decode("utf-8")
 
     def _field(self) -> tuple[str, int | None]:
@@ -95,16 +91,17 @@ class _Header:
 
     def _skip_value(self, kind: int) -> None:
         if kind == _STRING:
-            self._skip(self._read("Q"))
+            length = self._read("Q")
+            self._at += length
         elif kind == _ARRAY:
             inner, count = self._read("I"), self._read("Q")
             if inner in _SIZES:
-                self._skip(_SIZES[inner] * count)
+                self._at += _SIZES[inner] * count
             else:
                 for _ in range(count):
                     self._skip_value(inner)
         elif kind in _SIZES:
-            self._skip(_SIZES[kind])
+            self._at += _SIZES[kind]
         else:
             raise struct.error(f"no metadata has type {kind}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -41,12 +42,10 @@ train_codebooks(Path(sys.argv[1]), Path(sys.argv[2]), config)
 """
 
 
-def start_training(calib: Path, out: Path, workers: int) -> subprocess.Popen[str]:
+def start_training(calib: Path, out: Path, workers: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", TRAIN, str(calib), str(out), str(workers)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
     )
 
 
@@ -71,16 +70,20 @@ def kill_training(calib: Path, out: Path, workers: int, *, files: int, delay: fl
     process = start_training(calib, out, workers)
     deadline = time.monotonic() + 60
     while not out.is_dir() or len(os.listdir(out)) < files:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, "see stderr"
         assert time.monotonic() < deadline
         time.sleep(0.001)
     time.sleep(delay)
     left = children(process.pid)
     process.kill()
-    process.communicate()
+    process.wait()
     assert bool(left) == (workers > 1)
-    while any(state_and_parent(pid)[0] != "Z" for pid in left):
-        assert time.monotonic() < deadline, "workers outlived the trainer"
+    deadline = time.monotonic() + 20
+    while alive := [pid for pid in left if state_and_parent(pid)[0] != "Z"]:
+        if time.monotonic() > deadline:
+            for pid in alive:
+                os.kill(pid, signal.SIGKILL)
+            pytest.fail("workers outlived the trainer")
         time.sleep(0.02)
     return len(list(out.glob("*.safetensors")))
 
