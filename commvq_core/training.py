@@ -112,7 +112,8 @@ def train_codebooks(
     wanted = [u for u in run.units() if config.layers is None or u.layer in config.layers]
     missing = set(run.missing_units())
     todo = [unit for unit in wanted if unit in missing]
-    fit = partial(fit_unit, calib, out)
+    # Absolute, since workers may start in another folder.
+    fit = partial(fit_unit, calib.resolve(), out.resolve())
     done = len(wanted) - len(todo)
     with progress.task("fitting codebooks", total=len(wanted), unit="codebooks", done=done) as task:
         for unit, statistics in ENGINES[config.engine](fit, todo, config.workers):
