@@ -21,8 +21,9 @@ def _steps(model: PreTrainedModel, cache: object, ids: torch.Tensor, mask: torch
             inputs["attention_mask"] = mask[:, : start + count]
             positions = (mask.cumsum(-1) - 1).clamp_min(0)
             inputs["position_ids"] = positions[:, start : start + count]
-        with torch.no_grad():
-            yield model(**inputs, past_key_values=cache).logits
+        with torch.no_grad():  # not around the yield, which would leave it switched on
+            logits = model(**inputs, past_key_values=cache).logits
+        yield logits
         start += count
 
 

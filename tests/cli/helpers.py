@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -64,12 +65,21 @@ def only_line(stderr: str) -> str:
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     """Start a command in a process group of its own, as a terminal does."""
+    prepare = options.pop("preexec_fn", None)
+
+    def begin() -> None:
+        # A suite run in the background inherits an ignored SIGINT, and would pass it on.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if prepare is not None:
+            prepare()
+
     return subprocess.Popen(
         [*SCRIPT, *(str(argument) for argument in arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=begin,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         **options,
     )
