@@ -73,7 +73,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     result = collect(folder)
     write_json(folder / "results.json", result)
-    console = Console()
+    console = Console(width=100)
     console.print(table(result))
     answer = result["answer"]
     console.print(f"[bold]{answer['codec']} says:[/bold] ", end="")

@@ -148,7 +148,8 @@ class Needle(Task):
             "depth": example.depth,
             "expected": example.city,
             "answer": answer.strip(),
-            "correct": example.city.lower() in answer.lower(),
+            # Not anywhere in it: a model that talks of the "Dublin Core" did not find the needle.
+            "correct": answer.strip().lower().startswith(example.city.lower()),
             "context": example.length,
         }
 
