@@ -53,7 +53,8 @@ class Needle(Task):
     """Accuracy of finding one city over a grid of context lengths and depths.
 
     The prompt is run as `generate` runs a user's: prefill sees itself exactly, and every token of
-    the answer but the first is decoded from codes.
+    the answer but the first is decoded from codes. Where a tokenizer has one token for a city, the
+    task therefore tests prefill and the exact path, not what codes keep.
     """
 
     name = "niah"
