@@ -26,8 +26,9 @@ def command(
     """Show what a calibration, a run or an artifact holds."""
     with session(as_json=as_json, quiet=quiet, debug=debug) as ui:
         from commvq_cli.tables import facts, rows
-        from commvq_core.inspect import inspect_path
         from rich.console import Group, RenderableType
+
+        from commvq_core.inspect import inspect_path
 
         found = inspect_path(path)
 
