@@ -18,3 +18,8 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
         # The default pickles only the joined message, which a worker process could not rebuild.
         return (type(self), (self.what, self.mend))
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, cut to the one line that fits in an InputError."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

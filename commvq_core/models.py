@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from commvq_core.errors import InputError
+from commvq_core.errors import InputError, first_line
 from commvq_core.files import sha256_of_text
 from commvq_core.gguf_file import check_gguf
 from commvq_core.probe import ProbedLayer, probe_rotation, uncast_frequencies
@@ -280,7 +280,7 @@ def _from_pretrained(
     except InputError:
         raise
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise InputError(
             f"{source} can't be loaded as a causal language model ({first})",
             "check the name, the files and the network",

@@ -17,7 +17,7 @@ from commvq_core.artifact.schema import (
 )
 from commvq_core.codecs.base import Codec
 from commvq_core.codecs.registry import CODECS
-from commvq_core.errors import InputError
+from commvq_core.errors import InputError, first_line
 from commvq_core.files import read_json, read_tensors
 from commvq_core.models import AttentionSpec, LayerSpec
 from commvq_core.sides import Side, side_spec
@@ -96,7 +96,7 @@ def _locate(source: str | Path) -> Path:
         wanted = [CONFIG_FILE, TENSOR_FILE]
         return Path(snapshot_download(text, allow_patterns=wanted))
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise InputError(
             f"artifact {source} is neither a folder nor on the hub ({first})",
             "give a folder made by commvq export, or check the id and the network",

@@ -18,7 +18,7 @@ from commvq_core.artifact.schema import (
     artifact_name,
     tensor_name,
 )
-from commvq_core.errors import InputError
+from commvq_core.errors import InputError, first_line
 from commvq_core.files import (
     check_output,
     check_replaceable,
@@ -110,7 +110,7 @@ def push_to_hub(artifact: Path, repo_id: str) -> str:
             repo_id=repo_id, folder_path=artifact, commit_message="Upload CommVQ codebooks"
         )
     except Exception as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise InputError(
             f"{artifact} could not be uploaded to {repo_id} ({first})",
             "check the id, the network and `hf auth login`; the artifact itself is written",
