@@ -168,8 +168,11 @@ def is_blank(path: Path) -> bool:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether `path` is what a killed `atomic_write` leaves behind."""
-    return path.name.startswith(".") and path.name.endswith(".tmp") and path.is_file()
+    """Whether `path` is what a killed `atomic_write` leaves behind.
+
+    safetensors writes the temporary file by way of another one of its own, `.tmp` and 6 letters.
+    """
+    return re.fullmatch(r"\..*\.tmp|\.tmp\w{6}", path.name) is not None and path.is_file()
 
 
 def remove_temporary(folder: Path) -> None:
