@@ -15,7 +15,9 @@ def command(
     task: Annotated[
         str,
         typer.Option(
-            metavar="TASK", help="perplexity or niah (needle in a haystack).", show_default=False
+            metavar="TASK",
+            help="perplexity, divergence (from fp16) or niah (needle in a haystack).",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, options.out("FILE", "JSON file to write.")],
@@ -32,7 +34,7 @@ def command(
         int | None,
         typer.Option(
             min=1,
-            help="Examples: windows for perplexity, needles a cell for niah.",
+            help="Examples: windows for perplexity and divergence, needles a cell for niah.",
             show_default="4 windows, 1 needle",
         ),
     ] = None,

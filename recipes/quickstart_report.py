@@ -80,7 +80,7 @@ def main() -> None:
     console.print(answer["text"].strip(), markup=False, highlight=False)
     console.print(
         "perplexity: how surprised the model is by unseen text, lower is better; "
-        "needles: names hidden in a long text that it finds again",
+        "needles: numbers hidden in a long text that it finds again",
         style="dim",
     )
     console.print(f"all figures: {folder / 'results.json'}", style="dim")

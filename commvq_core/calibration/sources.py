@@ -43,6 +43,11 @@ def open_source(source: str, split: Split, text_column: str) -> Iterator[str]:
     return _read_hub(source, source, split, text_column)
 
 
+def has_splits(source: str) -> bool:
+    """Whether a source divides into training and held-out text; files are read whole."""
+    return Path(source).suffix.lower() not in _FILE_SUFFIXES or Path(source).is_dir()
+
+
 def _check_file(path: Path) -> None:
     if not path.exists():
         raise InputError(f"{path} does not exist", "check the path of the --dataset")

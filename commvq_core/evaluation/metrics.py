@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 
 import torch
@@ -25,6 +26,22 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(parts).cpu()
 
 
+def token_kl(reference: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(reference) || softmax(logits)) of each row, in nats, float32 [n] on the CPU.
+
+    Both [n, vocabulary] of any float dtype; works in slices, as `token_nll` does.
+    """
+    parts = [
+        F.kl_div(
+            q.float().log_softmax(-1), p.float().log_softmax(-1), reduction="none", log_target=True
+        )
+        .sum(-1)
+        .clamp_min(0)
+        for p, q in zip(reference.split(_ROWS), logits.split(_ROWS), strict=True)
+    ]
+    return torch.cat(parts).cpu()
+
+
 def perplexity(nll_sum: float, tokens: int) -> float:
     """exp of the mean negative log-likelihood."""
     return math.exp(nll_sum / tokens)
@@ -39,3 +56,18 @@ def mean(values: Iterable[float]) -> float:
     """The arithmetic mean of at least one value."""
     listed = list(values)
     return sum(listed) / len(listed)
+
+
+def percentile(values: Iterable[float], percent: float) -> float:
+    """The `percent`-th percentile of at least one value, interpolated linearly."""
+    return float(torch.tensor(list(values), dtype=torch.float64).quantile(percent / 100))
+
+
+def first_number(text: str) -> str | None:
+    """The first whole number in an answer, thousands commas removed; None when there is none.
+
+    >>> first_number(" 48,213. I am sure")
+    '48213'
+    """
+    match = re.search(r"\d+(?:,\d{3})*", text)
+    return match.group().replace(",", "") if match else None

@@ -54,17 +54,24 @@ def _with_start(tokenizer: Any, text: str) -> list[int]:
     return [start, *ids] if begins else list(ids)
 
 
-def generate_answer(loaded: LoadedModel, cache: Any, prompt: Prompt, max_new_tokens: int) -> str:
-    """Run the prompt into the empty cache, as a user's prompt is, and decode greedily.
+def generate_after_context(
+    loaded: LoadedModel, cache: Any, prompt: Prompt, max_new_tokens: int
+) -> str:
+    """Run the context into the empty cache, then the question, and decode greedily.
 
     Returns the new text, special tokens left out.
     """
-    ids = torch.tensor([prompt.context + prompt.question], device=loaded.model.device)
-    output = loaded.model.generate(
+    model, tokenizer = loaded.model, loaded.tokenizer
+    ids = torch.tensor([prompt.context + prompt.question], device=model.device)
+    # The decoder alone: nobody needs a logit of the context.
+    model.get_decoder()(
+        input_ids=ids[:, : len(prompt.context)], past_key_values=cache, use_cache=True
+    )
+    output = model.generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         past_key_values=cache,
         max_new_tokens=max_new_tokens,
-        **greedy(loaded.tokenizer),
+        **greedy(tokenizer),
     )
-    return str(loaded.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))

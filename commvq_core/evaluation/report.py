@@ -14,6 +14,11 @@ _COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
         "above fp16 %": lambda metrics: metrics["delta_percent"],
         "tokens": lambda metrics: metrics["tokens"],
     },
+    "divergence": {
+        "KL, nats": lambda metrics: metrics["kl_mean"],
+        "KL 99 %": lambda metrics: metrics["kl_p99"],
+        "same top-1 %": lambda metrics: 100 * metrics["top1_agreement"],
+    },
     "niah": {
         "found %": lambda metrics: 100 * metrics["accuracy"],
         "of those fp16 found %": lambda metrics: (

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from commvq_core.calibration.data import Split, iter_documents, pack_tokens
+from commvq_core.calibration.sources import has_splits
 from commvq_core.errors import InputError
 from commvq_core.evaluation.options import EvalOptions
 
@@ -55,6 +56,12 @@ def haystack_ids(
         if len(ids) >= tokens:
             break
     return ids[:tokens], [asdict(source) for source in documents.used()]
+
+
+def text_split(options: EvalOptions) -> str:
+    """Which part of the text an evaluation reads: "heldout", of files the "whole", or "mixed"."""
+    kinds = {_SPLIT if has_splits(source) else "whole" for source in options.datasets}
+    return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
 def sha256_of_ids(sequences: Iterable[Iterable[int]]) -> str:

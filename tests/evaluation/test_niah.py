@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from commvq_core.errors import InputError
 from commvq_core.evaluation.codecs import EvalCodec
 from commvq_core.evaluation.options import EvalOptions
-from commvq_core.evaluation.prompts import Prompt, generate_answer, wrap_prompt
+from commvq_core.evaluation.prompts import Prompt, generate_after_context, wrap_prompt
 from commvq_core.evaluation.tasks.niah import Needle, NeedleExample
 from commvq_core.models import LoadedModel
 
@@ -47,8 +47,8 @@ def test_the_needle_is_at_its_depth_at_the_end_of_a_line(
 ) -> None:
     for example in Needle(options).prepare(loaded):
         text = text_of(loaded, example)
-        needle = f"\nThe secret city is {example.city}.\n"
-        assert text.count(example.city) == 1
+        needle = f"\nThe special magic number is {example.number}.\n"
+        assert text.count(example.number) == 1
         before, after = text.split(needle)
         assert before.endswith("\n") or example.depth == 100
         hay = before.split("afterwards.\n\n", 1)[1], after.split("\n\nWhat is")[0]
@@ -61,7 +61,7 @@ def test_a_text_without_line_ends_does_as_well(loaded: LoadedModel, tmp_path: Pa
     path.write_text("words without end " * 2000)
     task = Needle(EvalOptions(datasets=(str(path),), lengths=(600,), depths=(50,)))
     (example,) = task.prepare(loaded)
-    before, after = text_of(loaded, example).split(f"secret city is {example.city}.")
+    before, after = text_of(loaded, example).split(f"magic number is {example.number}.")
     assert len(before) == pytest.approx(len(after), rel=0.2)
 
 
@@ -74,16 +74,16 @@ def test_a_text_shorter_than_the_context_goes_round(loaded: LoadedModel, tmp_pat
     assert text_of(loaded, example).count("one line only") > 5
 
 
-def test_the_seed_decides_the_cities(loaded: LoadedModel, tiny_text_file: Path) -> None:
+def test_the_seed_decides_the_numbers(loaded: LoadedModel, tiny_text_file: Path) -> None:
     def settings(seed: int) -> tuple[list[str], str]:
         task = Needle(EvalOptions(datasets=(str(tiny_text_file),), lengths=(500,), seed=seed))
         examples = task.prepare(loaded)
-        return [example.city for example in examples], task.settings()["examples_sha256"]
+        return [example.number for example in examples], task.settings()["examples_sha256"]
 
     assert settings(1) == settings(1)
     assert settings(1)[0] != settings(2)[0]
     assert settings(1)[1] != settings(2)[1]
-    assert len(set(settings(1)[0])) > 2
+    assert len(set(settings(1)[0])) == 5
 
 
 def test_max_length_is_the_longer_of_two_lengths(loaded: LoadedModel, options: EvalOptions) -> None:
@@ -101,10 +101,10 @@ def test_the_chat_template_is_used_and_recorded(
     monkeypatch.setattr(loaded.tokenizer, "chat_template", TEMPLATE)
     templated = text_of(loaded, task.prepare(loaded)[0])
     assert task.settings()["chat_template"] is True
-    assert templated.startswith("<|user|>A secret city")
-    assert templated.endswith("text above?<|assistant|>The secret city is")
-    assert plain.startswith("A secret city")
-    assert plain.endswith("text above?\nThe secret city is")
+    assert templated.startswith("<|user|>A special magic number")
+    assert templated.endswith("text above?<|assistant|>The special magic number is")
+    assert plain.startswith("A special magic number")
+    assert plain.endswith("text above?\nThe special magic number is")
 
 
 def test_tokens_that_a_tokenizer_puts_first_come_first(loaded: LoadedModel) -> None:
@@ -138,35 +138,50 @@ def test_metrics_count_what_was_found_and_what_was_kept(options: EvalOptions) ->
     assert task.metrics(small, [record("", False, *cell) for cell in cells])["kept"] is None
 
 
-def test_an_answer_is_right_when_it_begins_with_the_city(
+def test_an_answer_is_scored_by_its_first_number(
     loaded: LoadedModel, options: EvalOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = Needle(options)
     example = task.prepare(loaded)[0]
-    answers = {f" {example.city}. Yes.": True, f' the "{example.city} Core"': False, "": False}
+    answers = {f" {example.number}. Yes.": True, " 1 no": False, "": False}
     for answer, correct in answers.items():
         monkeypatch.setattr(
-            "commvq_core.evaluation.tasks.niah.generate_answer",
+            "commvq_core.evaluation.tasks.niah.generate_after_context",
             lambda *arguments, said=answer: said,
         )
         found = task.run(loaded, None, example)
         assert (found["correct"], found["answer"]) == (correct, answer.strip())
 
 
-def test_a_prompt_is_run_as_generate_runs_it(loaded: LoadedModel) -> None:
+def test_context_and_question_apart_give_what_they_give_at_once(loaded: LoadedModel) -> None:
     ids = torch.arange(2, 150)
     prompt = Prompt(ids[:120].tolist(), ids[120:].tolist(), False)
+    cache = DynamicCache()
     with torch.inference_mode():
-        answer = generate_answer(loaded, DynamicCache(), prompt, 6)
+        answer = generate_after_context(loaded, cache, prompt, 6)
         expected = loaded.model.generate(ids[None], max_new_tokens=6, do_sample=False)
     assert answer == loaded.tokenizer.decode(expected[0, len(ids) :], skip_special_tokens=True)
 
 
-def test_the_answer_is_decoded_from_codes(loaded: LoadedModel, codecs: list[EvalCodec]) -> None:
-    prompt = Prompt(list(range(2, 200)), list(range(130, 140)), False)
-    with codecs[1].open(False) as cache, torch.inference_mode():
-        generate_answer(loaded, cache, prompt, 2)
-        assert cache.compressed_layers[0].code_length > 50
+def test_the_question_sees_the_context_as_codes(
+    loaded: LoadedModel, codecs: list[EvalCodec]
+) -> None:
+    seen = []
+    prompt = Prompt(list(range(2, 122)), list(range(130, 140)), False)
+    with codecs[1].open(False) as cache:
+        layer = cache.compressed_layers[0]
+        hook = loaded.model.get_decoder().register_forward_pre_hook(
+            lambda *_: seen.append((layer.get_seq_length(), cache.nbytes))
+        )
+        try:
+            with torch.inference_mode():
+                generate_after_context(loaded, cache, prompt, 1)
+        finally:
+            hook.remove()
+    (empty, _), (after_context, stored) = seen[:2]
+    assert (empty, after_context) == (0, 120)
+    # 120 tokens, 2 layers, K and V, 2 heads of 32 dims in fp16.
+    assert stored < 120 * 2 * 2 * 64 * 2
 
 
 def test_lengths_without_room_are_refused(loaded: LoadedModel, options: EvalOptions) -> None:

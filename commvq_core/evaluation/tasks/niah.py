@@ -1,4 +1,4 @@
-"""Needle in a haystack: one sentence that names a city, hidden in a long text, and asked for."""
+"""Needle in a haystack: one sentence with a number, hidden in a long text, and asked for."""
 
 from __future__ import annotations
 
@@ -10,29 +10,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from commvq_core.errors import InputError
-from commvq_core.evaluation.metrics import mean
+from commvq_core.evaluation.metrics import first_number, mean
 from commvq_core.evaluation.options import EvalOptions
-from commvq_core.evaluation.prompts import Prompt, generate_answer, wrap_prompt
+from commvq_core.evaluation.prompts import Prompt, generate_after_context, wrap_prompt
 from commvq_core.evaluation.tasks.base import Record, Task
-from commvq_core.evaluation.text import haystack_ids, sha256_of_ids
+from commvq_core.evaluation.text import haystack_ids, sha256_of_ids, text_split
 from commvq_core.generation import check_context
 
 if TYPE_CHECKING:
     from commvq_core.models import LoadedModel
 
-# Plain words, said the same way three times: a 135M model then finds it nearly wherever it is.
+# Plain words, said the same way three times: a 135M model then finds it wherever it is.
 _INTRODUCTION = (
-    "A secret city is hidden within the following text. Memorize it. "
+    "A special magic number is hidden within the following text. Memorize it. "
     "I will quiz you about it afterwards.\n\n"
 )
-_NEEDLE = "\nThe secret city is {city}.\n"
-_QUESTION = "\n\nWhat is the secret city mentioned in the text above?"
-_ANSWER = "The secret city is"
-_CITIES = (
-    *("Athens", "Berlin", "Boston", "Cairo", "Chicago", "Dublin", "Lisbon", "London", "Madrid"),
-    *("Moscow", "Oslo", "Paris", "Prague", "Rome", "Sydney", "Tokyo", "Vienna", "Warsaw"),
-)
-_NEW_TOKENS = 8  # a city's name, also where a tokenizer spells it in pieces
+_NEEDLE = "\nThe special magic number is {number}.\n"
+_QUESTION = "\n\nWhat is the special magic number mentioned in the text above?"
+_ANSWER = "The special magic number is"
+_DIGITS = 5
+_NEW_TOKENS = 12  # five digits even where a tokenizer spells them one by one, and some slack
 _LENGTH = 2048
 _DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
 _NEAR = 64  # tokens that a depth may move to reach a line end
@@ -45,16 +42,15 @@ class NeedleExample:
 
     length: int
     depth: float
-    city: str
+    number: str
     prompt: Prompt
 
 
 class Needle(Task):
-    """Accuracy of finding one city over a grid of context lengths and depths.
+    """Accuracy of finding one number over a grid of context lengths and depths.
 
-    The prompt is run as `generate` runs a user's: prefill sees itself exactly, and every token of
-    the answer but the first is decoded from codes. Where a tokenizer has one token for a city, the
-    task therefore tests prefill and the exact path, not what codes keep.
+    The context (text and needle) is run first and the question after it, so that the question sees
+    the context as the cache stores it, codes and all, as in a second turn of a conversation.
     """
 
     name = "niah"
@@ -102,8 +98,8 @@ class Needle(Task):
     ) -> NeedleExample:
         """Exactly `length` tokens: the frame, a slice of the text, the needle at a line end."""
         source = random.Random(f"{self._options.seed}/{length}/{depth}/{repeat}")
-        city = source.choice(_CITIES)
-        needle = loaded.tokenizer(_NEEDLE.format(city=city), add_special_tokens=False)
+        number = str(source.randrange(10 ** (_DIGITS - 1), 10**_DIGITS))
+        needle = loaded.tokenizer(_NEEDLE.format(number=number), add_special_tokens=False)
         room = length - len(frame.context) - len(frame.question) - len(needle["input_ids"])
         if room < 1:
             raise InputError(
@@ -119,7 +115,7 @@ class Needle(Task):
         cut = next((at for at in near if (start + at - 1) % len(hay) in newlines), cut)
         context = [*frame.context, *text[:cut], *needle["input_ids"], *text[cut:]]
         prompt = Prompt(context, frame.question, frame.templated)
-        return NeedleExample(length, depth, city, prompt)
+        return NeedleExample(length, depth, number, prompt)
 
     def settings(self) -> dict[str, Any]:
         """See Task."""
@@ -128,12 +124,13 @@ class Needle(Task):
             "depths": list(self._depths),
             "limit": self._repeats,
             "seed": self._options.seed,
-            "split": "heldout",
+            "split": text_split(self._options),
             "sources": self._sources,
             "needle": _NEEDLE.strip(),
             "question": _QUESTION.strip(),
             "answer_prefix": _ANSWER,
             "chat_template": self._templated,
+            "question_after_context": True,
             "max_new_tokens": _NEW_TOKENS,
             "examples_sha256": sha256_of_ids(
                 example.prompt.context + example.prompt.question for example in self._examples
@@ -143,14 +140,13 @@ class Needle(Task):
     def run(self, loaded: LoadedModel, cache: Any, example: NeedleExample) -> Record:
         """Ask for the needle; greedy decoding."""
         with torch.inference_mode():
-            answer = generate_answer(loaded, cache, example.prompt, _NEW_TOKENS)
+            answer = generate_after_context(loaded, cache, example.prompt, _NEW_TOKENS)
         return {
             "length": example.length,
             "depth": example.depth,
-            "expected": example.city,
+            "expected": example.number,
             "answer": answer.strip(),
-            # Not anywhere in it: a model that talks of the "Dublin Core" did not find the needle.
-            "correct": answer.strip().lower().startswith(example.city.lower()),
+            "correct": first_number(answer) == example.number,
             "context": example.length,
         }
 
