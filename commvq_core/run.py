@@ -30,18 +30,19 @@ _CONFIG = "run.json"
 _LOG = "log.jsonl"
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Unit:
-    """One piece of fitting: the codebooks of a KV head's keys or values."""
+    """One piece of fitting: the keys or values of a KV head, or of a layer (`head` None)."""
 
     layer: int
     side: Side
-    head: int
+    head: int | None
 
     @property
     def filename(self) -> str:
         """Its file in the run folder."""
-        return f"layer_{self.layer:03d}.{self.side}.head_{self.head:02d}.safetensors"
+        part = "heads" if self.head is None else f"head_{self.head:02d}"
+        return f"layer_{self.layer:03d}.{self.side}.{part}.safetensors"
 
 
 class Run:
@@ -102,11 +103,18 @@ class Run:
     def units(self) -> list[Unit]:
         """Every unit that a whole artifact needs, in order."""
         return [
-            Unit(layer.index, side, head)
+            unit
             for layer in self.spec.compressible
             for side in SIDES
-            for head in range(layer.kv_heads)
+            for unit in self.units_of(layer, side)
         ]
+
+    def units_of(self, layer: LayerSpec, side: Side) -> list[Unit]:
+        """The units of one side of a layer, in order."""
+        kind, _ = self.plan(layer.index, side)
+        if kind.unit == "layer":
+            return [Unit(layer.index, side, None)]
+        return [Unit(layer.index, side, head) for head in range(layer.kv_heads)]
 
     def missing_units(self) -> list[Unit]:
         """The units that are not there yet."""
@@ -139,7 +147,7 @@ class Run:
     def codec(self, layer: LayerSpec, side: Side) -> tuple[Codec, float]:
         """A layer's codec from its units, and its mean distortion."""
         kind, plan = self.plan(layer.index, side)
-        units = [Unit(layer.index, side, head) for head in range(layer.kv_heads)]
+        units = self.units_of(layer, side)
         tensors = [read_tensors(self.path / unit.filename, "the run") for unit in units]
         distortion = sum(self.distortion(unit) for unit in units) / len(units)
         try:

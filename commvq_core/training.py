@@ -178,19 +178,20 @@ def fit_unit(calib: Path, out: Path, unit: Unit) -> dict[str, float]:
     layer = next(entry for entry in store.spec.layers if entry.index == unit.layer)
     spec = side_spec(layer, unit.side)
     kind, plan = run.plan(unit.layer, unit.side)
-    vectors = store.load(unit.layer, unit.side)[:, unit.head : unit.head + 1].float()
+    heads = slice(None) if unit.head is None else slice(unit.head, unit.head + 1)
+    vectors = store.load(unit.layer, unit.side)[:, heads].float()
     if unit.side == "key":
         vectors = to_pairs(vectors, rotary_dim=layer.rotary_dim, layout=layer.pair_layout)
         metric = key_metric(store.query_energy(unit.layer))
     else:
         metric = value_metric(store.value_gram(unit.layer))
-    metric = metric[unit.head : unit.head + 1]
+    metric = metric[heads]
     held_out = torch.arange(vectors.shape[0]) % _HELD_OUT == _HELD_OUT - 1
     data = FitData(vectors[~held_out], metric, _seed(int(run.config["seed"]), unit))
     tensors = kind.fit(spec, plan, data)
-    single = kind.join(replace(spec, kv_heads=1), plan, [tensors])
+    codec = kind.join(replace(spec, kv_heads=len(metric)), plan, [tensors])
     statistics = {
-        "distortion": distortion(single, vectors[held_out], metric),
+        "distortion": distortion(codec, vectors[held_out], metric),
         "seconds": time.monotonic() - started,
     }
     run.write_unit(unit, tensors, statistics)

@@ -119,3 +119,44 @@ def softmax_attention(
     scores = scale * np.asarray(keys, np.float64) @ np.asarray(query, np.float64)
     weights = np.exp(scores - scores.max())
     return weights @ np.asarray(values, np.float64) / weights.sum()
+
+
+def complex_pairs(x: NDArray[np.floating]) -> NDArray[np.complex128]:
+    """Canonical vectors [..., dim] as complex numbers [..., dim / 2]."""
+    x = np.asarray(x, np.float64)
+    return x[..., 0::2] + 1j * x[..., 1::2]
+
+
+def product_centres(theta: NDArray[np.complex128]) -> NDArray[np.complex128]:
+    """theta [count, pairs] -> [count, count, pairs], c_ab = theta_a + i theta_b."""
+    return theta[:, None, :] + 1j * theta[None, :, :]
+
+
+def dense_estep(
+    x: NDArray[np.complex128],
+    theta: NDArray[np.complex128],
+    temperature: float,
+    squared: bool = False,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares [n, count, count], softmax of -distance / temperature, and the distances squared."""
+    gap = x[:, None, None, :] - product_centres(theta)[None]
+    distance = (np.abs(gap) ** 2).sum(axis=-1)
+    exponent = -(distance if squared else np.sqrt(distance)) / temperature
+    exponent -= exponent.max(axis=(1, 2), keepdims=True)
+    share = np.exp(exponent)
+    return share / share.sum(axis=(1, 2), keepdims=True), distance
+
+
+def dense_mstep(
+    x: NDArray[np.complex128], share: NDArray[np.float64], count: int
+) -> NDArray[np.complex128]:
+    """The least-squares theta by a generic solver, one equation a row, a and b."""
+    rows, targets = [], []
+    for n, a, b in np.ndindex(share.shape):
+        root = np.sqrt(share[n, a, b])
+        line = np.zeros(count, np.complex128)
+        line[a] += root
+        line[b] += 1j * root
+        rows.append(line)
+        targets.append(root * x[n])
+    return np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0]

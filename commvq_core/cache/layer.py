@@ -24,14 +24,14 @@ _GROWTH = 64  # code slots are allocated in steps of this many tokens
 
 
 class CodeStore:
-    """A growing uint8 tensor [batch, kv_heads, tokens, code_bytes], append-only but for `crop`."""
+    """A growing uint8 tensor [batch, code_rows, tokens, code_bytes], append-only but for `crop`."""
 
     def __init__(self) -> None:
         self._data: Tensor | None = None
         self.length = 0
 
     def append(self, codes: Tensor) -> None:
-        """Add `codes` [batch, kv_heads, n, code_bytes] behind what is there."""
+        """Add `codes` [batch, code_rows, n, code_bytes] behind what is there."""
         need = self.length + codes.shape[2]
         if self._data is None or need > self._data.shape[2]:
             spare = need // 16 if self.length else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -50,7 +50,8 @@ class FitData:
 class Codec(ABC):
     """Encoder and decoder of one side of one layer.
 
-    Attributes: `name` as registered; `code_bytes`, what a token and KV head costs, packed.
+    Attributes: `name` as registered; `code_rows`, the rows of codes that a token has, one for each
+    KV head or one for the layer; `code_bytes`, what a row costs, packed.
     """
 
     name: ClassVar[str]
@@ -58,9 +59,15 @@ class Codec(ABC):
     code_bytes: int
 
     @property
+    def code_rows(self) -> int:
+        """Rows of codes a token; codecs that code all heads together have one."""
+        return self.spec.kv_heads
+
+    @property
     def bits_per_element(self) -> float:
         """Bits stored for each scalar of the original vectors, all in."""
-        return 8.0 * self.code_bytes / self.spec.head_dim
+        scalars = self.spec.kv_heads * self.spec.head_dim
+        return 8.0 * self.code_bytes * self.code_rows / scalars
 
     @property
     def resident_bytes(self) -> int:
@@ -73,7 +80,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, vectors: Tensor) -> Tensor:
-        """[batch, kv_heads, tokens, head_dim] any float -> uint8 [..., tokens, code_bytes]."""
+        """[batch, kv_heads, tokens, head_dim] float -> uint8 [batch, rows, tokens, code_bytes]."""
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
@@ -100,7 +107,12 @@ class Codec(ABC):
 
 
 class FittedCodec(Codec):
-    """A codec that learns. One call of `fit` makes the tensors of one unit, usually one KV head."""
+    """A codec that learns. One call of `fit` makes the tensors of one unit.
+
+    `unit` is what a unit is: a KV head ("head") or all heads of the layer ("layer").
+    """
+
+    unit: ClassVar[Literal["head", "layer"]] = "head"
 
     @classmethod
     @abstractmethod
@@ -120,14 +132,17 @@ class FittedCodec(Codec):
     @classmethod
     @abstractmethod
     def fit(cls, spec: SideSpec, config: Mapping[str, Any], data: FitData) -> dict[str, Tensor]:
-        """Learn the tensors of one KV head (`data.vectors` [n, 1, head_dim]); deterministic."""
+        """Learn the tensors of one unit; deterministic.
+
+        `data.vectors` [n, heads, head_dim] has one head for a unit of a head, else all.
+        """
 
     @classmethod
     @abstractmethod
     def join(
         cls, spec: SideSpec, config: Mapping[str, Any], units: Sequence[Mapping[str, Tensor]]
     ) -> Codec:
-        """The layer's codec from the tensors of its KV heads, in order. Raises ValueError."""
+        """The layer's codec from the tensors of its units, in order. Raises ValueError."""
 
 
 def require_tensor(

@@ -25,10 +25,12 @@ __all__ = [
     "native_info",
     "pack_codes",
     "packed_width",
+    "product_estep",
     "unpack_codes",
 ]
 
 MAX_CODEWORDS = 256  # a code is one byte
+MAX_PRODUCT = 1024  # codewords of a product codebook
 
 _NATIVE = load_native(Path(__file__).resolve().parent.parent)
 
@@ -122,6 +124,49 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     _check_bytes("codes", codes)
     _check_bits(bits)
     return torch.ops.commvq.pack_codes(codes, bits)
+
+
+def product_estep(
+    products: Tensor, norms: Tensor, table: Tensor, temperature: float, squared: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Softly assign rows to the count * count centres that sums of two codewords make.
+
+    The squared distance of row x to centre (a, b) is norms + products[a] + products[count + b] +
+    table[a, b], so no centre and no dense matrix of distances is needed (paper section 4.1's
+    E-step, in product form). Row shares are softmax(-distance / temperature) over all centres.
+
+    Args:
+        products: float32 [n, 2 * count], -2 times the inner products with the codewords: first of
+            the one codebook, then of the other.
+        norms: float32 [n], |x|^2.
+        table: float32 [count, count], |first_a + second_b|^2.
+        temperature: above 0, in units of the distance (of its square when `squared`).
+        squared: whether shares follow the squared distance instead of the distance.
+
+    Returns:
+        (weights float64 [count, count], the sum of shares over the rows; marginals float32
+        [n, 2 * count], each row's shares summed over b, then over a; best int32 [n], a * count + b
+        of the nearest centre, the first of equal ones; least float32 [n], its squared distance).
+
+    Raises:
+        TypeError: not float32 tensors.
+        ValueError: shapes that do not fit each other, no codeword, a temperature not above 0.
+    """
+    for name, value in (("products", products), ("norms", norms), ("table", table)):
+        _check_tensor(name, value, torch.float32)
+    if products.dim() != 2 or norms.dim() != 1 or table.dim() != 2:
+        raise ValueError("products must be [n, 2 * count], norms [n] and table [count, count]")
+    count = table.shape[0]
+    if table.shape[1] != count or products.shape[1] != 2 * count or len(norms) != len(products):
+        raise ValueError(
+            f"products {list(products.shape)}, norms {list(norms.shape)} and table "
+            f"{list(table.shape)} do not fit each other"
+        )
+    if not 1 <= count <= MAX_PRODUCT:
+        raise ValueError(f"table must have 1 to {MAX_PRODUCT} codewords, not {count}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}")
+    return torch.ops.commvq.product_estep(products, norms, table, float(temperature), squared)
 
 
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:

@@ -18,9 +18,21 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     return codes.new_empty((*codes.shape[:-1], packed_width(codes.shape[-1], bits)))
 
 
+def product_estep(
+    products: Tensor, norms: Tensor, table: Tensor, temperature: float, squared: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows = products.shape[0]
+    return (
+        table.new_empty(table.shape, dtype=torch.float64),
+        torch.empty_like(products, memory_format=torch.contiguous_format),
+        products.new_empty((rows,), dtype=torch.int32),
+        products.new_empty((rows,)),
+    )
+
+
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     return packed.new_empty((*packed.shape[:-1], count))
 
 
-for _function in (additive_encode, pack_codes, unpack_codes):
+for _function in (additive_encode, pack_codes, product_estep, unpack_codes):
     torch.library.register_fake(f"{NAMESPACE}::{_function.__name__}", _function, lib=LIBRARY)

@@ -108,6 +108,31 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     return (stream.unflatten(-1, (width, 8)) * weights).sum(dim=-1, dtype=torch.uint8)
 
 
+def product_estep(
+    products: Tensor, norms: Tensor, table: Tensor, temperature: float, squared: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `commvq_core.ops.product_estep`."""
+    rows, count = products.shape[0], table.shape[0]
+    if count < 1 or temperature <= 0:
+        raise ValueError("product_estep: at least 1 codeword and a temperature above 0")
+    weights = products.new_zeros((count, count), dtype=torch.float64)
+    marginals = torch.empty_like(products, memory_format=torch.contiguous_format)
+    best = products.new_empty((rows,), dtype=torch.int32)
+    least = products.new_empty((rows,))
+    for start in range(0, rows, max(1, CANDIDATES_AT_ONCE // (count * count))):
+        part = slice(start, start + max(1, CANDIDATES_AT_ONCE // (count * count)))
+        left, right = products[part].split(count, dim=1)
+        distance = (norms[part, None] + left)[:, :, None] + (right[:, None, :] + table)
+        lowest, place = distance.flatten(1).min(dim=1)
+        cost = distance.clamp_min(0) if squared else distance.clamp_min(0).sqrt()
+        share = (-(cost / temperature)).flatten(1).softmax(dim=1).view_as(distance)
+        weights += share.sum(dim=0, dtype=torch.float64)
+        marginals[part, :count] = share.sum(dim=2)
+        marginals[part, count:] = share.sum(dim=1)
+        best[part], least[part] = place.int(), lowest.clamp_min(0)
+    return weights, marginals, best, least
+
+
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     """See `commvq_core.ops.unpack_codes`."""
     if bits == 8:
@@ -118,5 +143,5 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     return (stream.unflatten(-1, (count, bits)) << shifts).sum(dim=-1, dtype=torch.uint8)
 
 
-for _function in (additive_encode, pack_codes, unpack_codes):
+for _function in (additive_encode, pack_codes, product_estep, unpack_codes):
     LIBRARY.impl(_function.__name__, _function, "CompositeExplicitAutograd")

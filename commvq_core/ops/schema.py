@@ -9,6 +9,8 @@ NAMESPACE = "commvq"
 SCHEMAS = (
     "additive_encode(Tensor x, Tensor codebooks, int beam) -> Tensor",
     "pack_codes(Tensor codes, int bits) -> Tensor",
+    "product_estep(Tensor products, Tensor norms, Tensor table, float temperature, bool squared) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     "unpack_codes(Tensor packed, int bits, int count) -> Tensor",
 )
 OPS = tuple(schema.partition("(")[0] for schema in SCHEMAS)

@@ -1,0 +1,161 @@
+"""The paper's value codec: a small network picks 0/1 codes, a codebook sums them (section 4.2).
+
+The values of all KV heads of a token are divided by a scale a channel and by their L2 norm, which
+is stored in fp16. LayerNorm, Linear, GELU, Linear give 4 logits a group; the largest picks one of
+the patterns (1, 0), (0, 1), (1, 1), (0, 0), two bits. Decoding multiplies the bits by a codebook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from commvq_core import ops
+from commvq_core.codecs.base import FitData, FittedCodec, SideSpec, require_tensor
+from commvq_core.codecs.norms import NORM_BYTES, join_norm, split_norm, token_norm
+from commvq_core.errors import InputError
+from commvq_core.fit.neural import NeuralTraining, fit_network, logits, scaled
+
+_PATTERN_BITS = 2  # of a group: both bits of one of the four patterns
+_WIDEST = 4096
+# Pattern -> its two 0/1 codes, in the order of the logits.
+PATTERNS = ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0))
+
+
+@dataclass(frozen=True)
+class NeuralConfig:
+    """`groups` of two bits, `hidden` units, and the steps it was trained with."""
+
+    groups: int
+    hidden: int
+    steps: int = 2000
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is {value!r}, not a whole number from 1")
+
+
+class NeuralValueCodec(FittedCodec):
+    """See the module's docstring; `weights` are the tensors that `_shapes` names, float32."""
+
+    name = "neural-value"
+    unit: ClassVar[Literal["head", "layer"]] = "layer"
+
+    def __init__(self, spec: SideSpec, config: NeuralConfig, weights: Mapping[str, Tensor]) -> None:
+        self.spec = spec
+        self._config = config
+        self._weights = {name: tensor.float() for name, tensor in weights.items()}
+        self.code_bytes = _code_bytes(config)
+
+    @property
+    def code_rows(self) -> int:
+        """One: a code belongs to all heads."""
+        return 1
+
+    def encode(self, vectors: Tensor) -> Tensor:
+        batch, _, tokens, _ = vectors.shape
+        flat = scaled(vectors.float().transpose(1, 2).flatten(2), self._weights["scale"])
+        norm, unit = token_norm(flat[:, None])
+        best = logits(unit[:, 0], self._weights).view(batch, tokens, -1, 4).argmax(dim=-1)
+        packed = ops.pack_codes(best.to(torch.uint8), _PATTERN_BITS)
+        return join_norm(norm, packed)[:, None]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        norm, packed = split_norm(codes[:, 0])
+        index = ops.unpack_codes(packed.contiguous(), _PATTERN_BITS, self._config.groups)
+        patterns = torch.tensor(PATTERNS, device=codes.device)
+        bits = patterns[index.int()].flatten(-2)
+        flat = bits @ self._weights["embedding"] * norm.unsqueeze(-1)
+        flat = flat * (self._weights["scale"] + 1e-6)
+        return flat.unflatten(-1, (self.spec.kv_heads, -1)).transpose(1, 2)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: tensor.half() for name, tensor in self._weights.items()}
+
+    @property
+    def resident_bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self._weights.values())
+
+    def config(self) -> dict[str, Any]:
+        return asdict(self._config)
+
+    def to(self, device: Any) -> NeuralValueCodec:
+        moved = {name: tensor.to(device) for name, tensor in self._weights.items()}
+        return NeuralValueCodec(self.spec, self._config, moved)
+
+    @classmethod
+    def from_tensors(
+        cls, spec: SideSpec, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> NeuralValueCodec:
+        geometry = _geometry(config)
+        weights = {
+            name: require_tensor(tensors, name, shape, torch.float16)
+            for name, shape in _shapes(spec, geometry).items()
+        }
+        return cls(spec, geometry, weights)
+
+    @classmethod
+    def plan(cls, spec: SideSpec, bits: float) -> dict[str, Any]:
+        if spec.side != "value":
+            raise InputError("the paper's value codec is not for keys", "use --preset default")
+        groups = max(1, round(bits * spec.kv_heads * spec.head_dim / 2))
+        return asdict(NeuralConfig(groups=groups, hidden=min(_WIDEST, 4 * groups)))
+
+    @classmethod
+    def bits(cls, spec: SideSpec, config: Mapping[str, Any]) -> float:
+        return 8.0 * _code_bytes(_geometry(config)) / (spec.kv_heads * spec.head_dim)
+
+    @classmethod
+    def least_tokens(cls, config: Mapping[str, Any]) -> int:
+        return 1024  # two batches
+
+    @classmethod
+    def fit(cls, spec: SideSpec, config: Mapping[str, Any], data: FitData) -> dict[str, Tensor]:
+        geometry = _geometry(config)
+        weights = fit_network(
+            data.vectors.flatten(1),
+            groups=geometry.groups,
+            hidden=geometry.hidden,
+            patterns=torch.tensor(PATTERNS),
+            training=NeuralTraining(steps=geometry.steps),
+            seed=data.seed,
+        )
+        return {name: tensor.half() for name, tensor in weights.items()}
+
+    @classmethod
+    def join(
+        cls, spec: SideSpec, config: Mapping[str, Any], units: Sequence[Mapping[str, Tensor]]
+    ) -> NeuralValueCodec:
+        (unit,) = units
+        return cls.from_tensors(spec, config, unit)
+
+
+def _geometry(config: Mapping[str, Any]) -> NeuralConfig:
+    try:
+        return NeuralConfig(**config)
+    except TypeError as error:
+        raise ValueError(f"config does not describe a neural value codec ({error})") from error
+
+
+def _shapes(spec: SideSpec, config: NeuralConfig) -> dict[str, tuple[int, ...]]:
+    width, out = spec.kv_heads * spec.head_dim, 4 * config.groups
+    return {
+        "scale": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "enc1.weight": (config.hidden, width),
+        "enc1.bias": (config.hidden,),
+        "out.weight": (out, config.hidden),
+        "out.bias": (out,),
+        "embedding": (2 * config.groups, width),
+    }
+
+
+def _code_bytes(config: NeuralConfig) -> int:
+    """Packed bytes of a token: the norm and two bits a group."""
+    return NORM_BYTES + -(-config.groups * _PATTERN_BITS // 8)
