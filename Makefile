@@ -75,7 +75,8 @@ format: $(INSTALLED) ## Format Python and C++
 	  xargs $(BIN)/clang-format -i
 
 bench: install ## Time the operators on this machine
-	$(BIN)/python -m commvq_core.bench.encode
+	$(BIN)/commvq bench encode
+	$(BIN)/commvq bench train
 
 cu-check: $(INSTALLED) ## Compile every CUDA source, where nvcc is on PATH
 	csrc/check_cuda.sh $(BIN)/python

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
-from commvq_cli import calibrate, doctor, export, generate, inspect, train_codebook
+from commvq_cli import bench, calibrate, doctor, export, generate, inspect, train_codebook
 from commvq_cli import eval as eval_command
 from commvq_cli.errors import Interrupted, report
 from typer.core import TyperGroup
@@ -67,6 +67,10 @@ app.command("inspect")(inspect.command)
 app.command("eval")(eval_command.command)
 app.command("generate")(generate.command)
 app.command("doctor")(doctor.command)
+_bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
+_bench.command("train")(bench.train)
+_bench.command("encode")(bench.encode)
+app.add_typer(_bench, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,12 +1,7 @@
-"""How fast vectors are encoded: the operator as callers get it against the PyTorch reference.
-
-Run it with `python -m commvq_core.bench.encode` (`make bench`).
-"""
+"""How fast vectors are encoded: the operator as callers get it against the PyTorch reference."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -43,12 +38,16 @@ CASES = (
 )
 
 
-def bench_encode(cases: tuple[EncodeCase, ...] = CASES, seconds: float = 1.0) -> dict[str, Any]:
-    """Time every case for about `seconds` with each implementation.
+def bench_encode(
+    cases: tuple[EncodeCase, ...] = CASES, seconds: float = 1.0, threads: int | None = None
+) -> dict[str, Any]:
+    """Time every case for about `seconds` with each implementation; `threads` None is torch's.
 
     Returns {"device", "threads", "native", "rows": [{"impl", "name", ..., "ms_median", "ms_min"}]};
     implementations are "op" (what callers get) and "pytorch".
     """
+    if threads is not None:
+        torch.set_num_threads(threads)
     rows = []
     for case in cases:
         x, books = _inputs(case)
@@ -85,24 +84,3 @@ def _times(call: Callable[[], Tensor], seconds: float) -> list[float]:
         call()
         times.append(time.perf_counter() - start)
     return times
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, help="default: torch's own choice")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    result = bench_encode()
-    if arguments.json:
-        print(json.dumps(result, indent=2))
-        return
-    print(f"{result['native']}, {result['threads']} threads")
-    print(f"{'case':<32}{'impl':<10}{'median ms':>12}{'min ms':>12}")
-    for row in result["rows"]:
-        print(f"{row['name']:<32}{row['impl']:<10}{row['ms_median']:>12.3f}{row['ms_min']:>12.3f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -38,8 +38,8 @@ class AdditiveConfig:
     code_bits: int = 8
     beam: int = 8
     fit_beam: int = 8
-    rounds: int = 2
-    kmeans_iterations: int = 4
+    rounds: int = 1
+    kmeans_iterations: int = 8
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

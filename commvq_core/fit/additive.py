@@ -10,6 +10,7 @@ from commvq_core.fit.kmeans import residual_start
 from commvq_core.fit.refine import solve_codebooks
 
 _START_ROWS = 16384  # enough for the k-means start of 256 codewords; the refits see every row
+_RIDGE = 1.0  # as one more row a codeword, where it was: with few rows, refits learn them by heart
 
 
 def fit_additive(
@@ -37,6 +38,6 @@ def fit_additive(
         codebooks = residual_start(few, stages, codewords, kmeans_iterations, generator)
         for _ in range(rounds):
             codes = ops.additive_encode(part[None], codebooks[None, None], beam)[0]
-            codebooks = solve_codebooks(codebooks, codes, part)
+            codebooks = solve_codebooks(codebooks, codes, part, _RIDGE)
         fitted.append(codebooks)
     return torch.stack(fitted)

@@ -13,6 +13,7 @@ streamed in blocks and memory does not grow with their number.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from commvq_core import ops
 
 _BLOCK = 8192  # vectors at once
+_HARD = 1e-30  # a temperature at which only the nearest centre has a share
 _RIDGE = 1e-6  # of the mean diagonal: indices that no vector uses stay where they were
 
 
@@ -133,11 +135,11 @@ def start(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return m_step(statistics, torch.zeros(count, dim))
 
 
+EStep = Callable[[Tensor, Tensor, float], tuple[Statistics, Tensor]]
+
+
 def fit_round(
-    rows: Tensor,
-    theta: Tensor,
-    scale: float,
-    annealing: Annealing,
+    rows: Tensor, theta: Tensor, scale: float, annealing: Annealing, *, e_step: EStep = e_step
 ) -> tuple[Tensor, float]:
     """Anneal one round from `theta`; returns the best theta by hard assignment and its error.
 
@@ -166,21 +168,27 @@ def round_scale(index: int) -> float:
 
 
 def fit_rounds(
-    rows: Tensor, rounds: int, count: int, annealing: Annealing, generator: torch.Generator
+    rows: Tensor,
+    rounds: int,
+    count: int,
+    annealing: Annealing,
+    generator: torch.Generator,
+    *,
+    e_step: EStep = e_step,
 ) -> Tensor:
     """Residual rounds, each fitted to what the rounds before left: theta [rounds, count, dim]."""
     residual, books = rows.clone(), []
     for index in range(rounds):
         theta = start(residual, count, generator)
-        theta, _ = fit_round(residual, theta, round_scale(index), annealing)
-        residual -= decode_round(theta, encode_round(residual, theta))
+        theta, _ = fit_round(residual, theta, round_scale(index), annealing, e_step=e_step)
+        residual -= decode_round(theta, e_step(residual, theta, _HARD)[1])
         books.append(theta)
     return torch.stack(books)
 
 
 def encode_round(rows: Tensor, theta: Tensor) -> Tensor:
     """The nearest centre of each row, [n] int32, a * count + b."""
-    return e_step(rows, theta, 1e-30)[1]
+    return e_step(rows, theta, _HARD)[1]
 
 
 def decode_round(theta: Tensor, index: Tensor) -> Tensor:

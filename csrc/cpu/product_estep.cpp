@@ -1,8 +1,8 @@
 // The E-step of the product codebook: which of count * count centres, theta_a + i theta_b, every
 // row belongs to and how much. Centres are never made: the squared distance of a row to centre
 // (a, b) is |x|^2 + left[a] + right[b] + table[a][b].
-#include "common/buffer.h"
 #include "cpu/product_estep.h"
+#include "common/buffer.h"
 #include "cpu/simd.h"
 
 #include <torch/csrc/stable/library.h>
@@ -52,12 +52,8 @@ struct Estep {
 
   // Rows [first, last): adds to `weights` [count * count], fills the others' rows.
   void run(
-      int64_t first,
-      int64_t last,
-      double* weights,
-      float* marginals,
-      int32_t* best,
-      float* least) const {
+      int64_t first, int64_t last, double* weights, float* marginals, int32_t* best, float* least)
+      const {
     Buffer<float> distance(count * width), right(width), share(count * width);
     Buffer<int32_t> place(count * width);
     std::fill(right.data() + count, right.data() + width, std::numeric_limits<float>::infinity());
@@ -65,8 +61,8 @@ struct Estep {
     for (int64_t row = first; row < last; ++row) {
       const float* left = products + row * 2 * count;
       std::copy(left + count, left + 2 * count, right.data());
-      const float lowest = kernels.distances(
-          left, right.data(), table, count, width, norms[row], distance.data());
+      const float lowest =
+          kernels.distances(left, right.data(), table, count, width, norms[row], distance.data());
       const float floor = cost(lowest);
       const float limit = inverse(floor + kNegligible * temperature);
       // Rounding must not lose the nearest centre itself.
@@ -128,8 +124,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> product_estep(
   const Tensor t = torch::stable::contiguous(table);
   const int64_t width = (count + kPairStep - 1) / kPairStep * kPairStep;
   Buffer<float> padded(count * width);
-  std::fill(
-      padded.data(), padded.data() + count * width, std::numeric_limits<float>::infinity());
+  std::fill(padded.data(), padded.data() + count * width, std::numeric_limits<float>::infinity());
   for (int64_t a = 0; a < count; ++a) {
     const float* from = t.const_data_ptr<float>() + a * count;
     std::copy(from, from + count, padded.data() + a * width);

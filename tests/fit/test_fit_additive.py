@@ -74,9 +74,9 @@ def test_the_start_samples_long_data_and_the_refits_see_every_row(
     seen: list[int] = []
     solve = fit.solve_codebooks
 
-    def record(codebooks: Tensor, codes: Tensor, part: Tensor) -> Tensor:
+    def record(codebooks: Tensor, codes: Tensor, part: Tensor, ridge: float) -> Tensor:
         seen.append(len(part))
-        return solve(codebooks, codes, part)
+        return solve(codebooks, codes, part, ridge)
 
     monkeypatch.setattr(fit, "_START_ROWS", 100)
     monkeypatch.setattr(fit, "solve_codebooks", record)

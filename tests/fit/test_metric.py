@@ -57,12 +57,13 @@ def test_the_weighted_error_of_a_key_is_the_expected_squared_logit_error() -> No
     assert np.isclose((logits**2).mean(), 0.5 * error @ metric @ error, rtol=0.02)
 
 
-def test_key_factors_turn_the_metric_into_squared_error() -> None:
+def test_key_factors_turn_the_root_of_the_metric_into_squared_error() -> None:
     metric = key_metric(ENERGIES["random"])[0]
     factors = key_transform(metric)
     error = torch.randn(20, DIM, generator=seeded(1)).double()
-    want = torch.einsum("nd,de,ne->n", error, metric.double(), error)
-    scale = metric.diagonal().mean().double()
+    root = metric.diagonal().double().sqrt()
+    want = (error.square() * root).sum(dim=1)
+    scale = root.mean()
     torch.testing.assert_close((error * factors).square().sum(1) * scale, want, rtol=1e-5, atol=0)
     assert factors.square().mean().item() == pytest.approx(1)
 

@@ -32,3 +32,12 @@ def integers(
     x = torch.randint(-3, 4, (2, tokens, 2 * sub_dim), generator=generator)
     books = torch.randint(-2, 3, (2, 2, 3, codewords, sub_dim), generator=generator)
     return x.float(), books.float()
+
+
+def product(tokens: int, count: int, dim: int = 12) -> tuple[Tensor, Tensor, Tensor]:
+    """(products, norms, table) of Gaussian vectors and two Gaussian codebooks, for an E-step."""
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(tokens, dim, generator=generator)
+    books = torch.randn(2, count, dim, generator=generator)
+    table = (books[0][:, None] + books[1][None]).square().sum(dim=-1)
+    return x @ (-2 * books.flatten(0, 1)).T, x.square().sum(dim=1), table

@@ -16,7 +16,7 @@ import torch
 
 from commvq_core import ops
 from commvq_core.ops.load import load_native
-from tests.ops.cases import gaussian, integers
+from tests.ops.cases import gaussian, integers, product
 
 REPOSITORY = Path(__file__).parents[2]
 REPORT = """
@@ -59,6 +59,8 @@ def rounded_digest() -> str:
         # Multiples of the same few values, so that nearly equal scores abound.
         codes = ops.additive_encode(x.round(decimals=1), books.round(decimals=1), 8)
         found.update(codes.numpy().tobytes())
+        for part in ops.product_estep(*product(tokens, 20), 0.3):
+            found.update(part.numpy().tobytes())
     return found.hexdigest()
 
 
@@ -133,6 +135,8 @@ def test_operators_pass_opcheck() -> None:
         (torch.ops.commvq.pack_codes, (codes, 8)),
         (torch.ops.commvq.unpack_codes, (packed, 4, codes.shape[-1])),
         (torch.ops.commvq.unpack_codes, (packed, 4, 0)),
+        (torch.ops.commvq.product_estep, (*product(9, 5), 0.1, False)),
+        (torch.ops.commvq.product_estep, (*product(0, 5), 0.1, True)),
     ]
     for operator, arguments in calls:
         torch.library.opcheck(operator, arguments)

@@ -1,0 +1,77 @@
+"""`commvq bench`: how fast this machine is, one subcommand a stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from commvq_cli import options
+from commvq_cli.console import session
+
+
+def train(
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CALIB",
+            help="What commvq calibrate wrote.",
+            show_default="made-up keys",
+        ),
+    ] = None,
+    layer: Annotated[int | None, typer.Option(help="Layer.", show_default="the middle one")] = None,
+    head: Annotated[int, typer.Option(min=0, help="KV head.")] = 0,
+    bits: Annotated[float, typer.Option(help="Bits an element.")] = 1.0,
+    tokens: Annotated[int, typer.Option(min=1, help="Keys to fit.")] = 16_384,
+    steps: Annotated[int, typer.Option(min=1, help="Annealing steps a round, at most.")] = 100,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each fit.")] = 1,
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Fit one head's keys by the paper's method, dense and fast, and by ours."""
+    with session(as_json=as_json, quiet=quiet, debug=debug) as ui:
+        from commvq_cli.tables import rows
+
+        from commvq_core.bench.train import TrainBench, bench_train
+
+        result = bench_train(
+            TrainBench(calibration, layer, head, bits, tokens, steps, threads, seed), ui.progress
+        )
+        columns = ("impl", "bits_per_element", "seconds", "mse_relative", "peak_bytes")
+        names = ["method", "bits/element", "seconds", "error of unseen keys", "peak bytes"]
+        ui.result(
+            result,
+            lambda: rows(
+                f"{result['source']}, {result['tokens']:,} keys",
+                [*names, "codes as dense"],
+                [[row[c] for c in (*columns, "same_codes")] for row in result["rows"]],
+            ),
+        )
+
+
+def encode(
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads.", show_default="torch's choice")
+    ] = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Encode vectors with the compiled operator and with PyTorch."""
+    with session(as_json=as_json, quiet=quiet, debug=debug) as ui:
+        from commvq_cli.tables import rows
+
+        from commvq_core.bench.encode import bench_encode
+
+        result = bench_encode(threads=threads)
+        columns = ("name", "impl", "ms_median", "ms_min")
+        ui.result(
+            result,
+            lambda: rows(
+                f"{result['native']}, {result['threads']} threads",
+                ["case", "impl", "median ms", "least ms"],
+                [[row[column] for column in columns] for row in result["rows"]],
+            ),
+        )

@@ -1,0 +1,199 @@
+"""How fast and how well key codebooks of one layer and head are fitted: `commvq bench train`.
+
+Each implementation runs in a process of its own, so that its peak memory is its own. All see the
+same unit keys (divided by the token's norm over all heads, as the paper's method needs) and are
+judged on keys that they did not see, by plain squared error.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from commvq_core import ops
+from commvq_core.bench.dense import dense_e_step, dense_encode
+from commvq_core.codecs.additive import AdditiveCodec, AdditiveConfig
+from commvq_core.codecs.base import SideSpec
+from commvq_core.codecs.norms import token_norm
+from commvq_core.codecs.published import PublishedKeyCodec
+from commvq_core.errors import InputError
+from commvq_core.fit import em
+from commvq_core.fit.additive import fit_additive
+from commvq_core.progress import Progress, Silent
+
+IMPLEMENTATIONS = ("published-dense", "published-fast", "default")
+_COUNT = 64
+_HELD_OUT = 16
+
+
+@dataclass(frozen=True)
+class TrainBench:
+    """What to fit: a layer and KV head of a calibration, or made-up keys without one."""
+
+    calibration: Path | None = None
+    layer: int | None = None
+    head: int = 0
+    bits: float = 1.0
+    tokens: int = 16_384
+    steps: int = 100
+    threads: int = 1
+    seed: int = 0
+
+
+def bench_train(config: TrainBench, progress: Progress | None = None) -> dict[str, Any]:
+    """{"source", "layer", "head", "tokens", "bits", "threads", "rows": [one an implementation]}.
+
+    A row has `impl`, `bits_per_element`, `seconds`, `mse_relative` (of held-out keys, to their
+    variance), `peak_bytes` (above what the process held before) and `same_codes` (share of the
+    held-out keys' codes that equal published-dense's; None for default). Raises InputError.
+    """
+    rows, spec, source = _keys(config)
+    for name, least in (("--tokens", 2048),):
+        if len(rows) < least:
+            raise InputError(f"{len(rows):,} keys are too few", f"give {name} of {least:,} or more")
+    results = []
+    shown = progress or Silent()
+    context = multiprocessing.get_context("spawn")
+    with shown.task("fitting", total=len(IMPLEMENTATIONS), unit="methods") as task:
+        for name in IMPLEMENTATIONS:
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                results.append(pool.submit(_measure, name, rows, spec, config).result())
+            task.advance()
+    dense = results[0].pop("codes")
+    for row in results:
+        codes = row.pop("codes", None)
+        row["same_codes"] = None
+        if row["impl"] == "published-fast":
+            row["same_codes"] = float((codes == dense).float().mean())
+    results[0]["same_codes"] = 1.0
+    return {
+        "source": source,
+        "layer": config.layer,
+        "head": config.head,
+        "head_dim": spec.head_dim,
+        "tokens": len(rows),
+        "bits": config.bits,
+        "steps": config.steps,
+        "threads": config.threads,
+        "native": ops.native_info().summary,
+        "rows": results,
+    }
+
+
+def _keys(config: TrainBench) -> tuple[Tensor, SideSpec, str]:
+    """Unit keys [n, head_dim] of one head, a spec of one head, and where they are from."""
+    if config.calibration is None:
+        generator = torch.Generator().manual_seed(config.seed)
+        mixing = torch.randn(64, 64, generator=generator) * 0.9 ** torch.arange(64)
+        middles = torch.randn(500, 64, generator=generator)
+        chosen = torch.randint(500, (config.tokens,), generator=generator)
+        noise = torch.randn(config.tokens, 64, generator=generator)
+        vectors = ((middles[chosen] + 0.7 * noise) @ mixing).unsqueeze(1)
+        rotary, source = 64, "made up (give --calibration for a real layer)"
+    else:
+        from commvq_core.calibration.store import CalibrationStore
+        from commvq_core.rope import to_pairs
+
+        store = CalibrationStore.open(config.calibration)
+        known = {layer.index: layer for layer in store.layers}
+        index = config.layer if config.layer is not None else sorted(known)[len(known) // 2]
+        if index not in known or not 0 <= config.head < known[index].kv_heads:
+            raise InputError(
+                f"there is no layer {index} with KV head {config.head} in {config.calibration}",
+                "give a --layer and --head that commvq inspect shows",
+            )
+        layer = known[index]
+        vectors = to_pairs(
+            store.load(index, "key")[: config.tokens].float(),
+            rotary_dim=layer.rotary_dim,
+            layout=layer.pair_layout,
+        )
+        rotary, source = layer.rotary_dim, f"{store.manifest.model}, layer {index}"
+    _, unit = token_norm(vectors.transpose(0, 1)[None])
+    rows = unit[0, config.head].contiguous()
+    return rows, SideSpec("key", 1, rows.shape[1], rotary), source
+
+
+def _measure(name: str, rows: Tensor, spec: SideSpec, config: TrainBench) -> dict[str, Any]:
+    """Fit one implementation in this process."""
+    torch.set_num_threads(config.threads)
+    _warm_up()
+    held_out = torch.arange(len(rows)) % _HELD_OUT == _HELD_OUT - 1
+    learn, judge = rows[~held_out].contiguous(), rows[held_out].contiguous()
+    before, began = _peak_bytes(), time.perf_counter()
+    if name == "default":
+        geometry = AdditiveConfig(**AdditiveCodec.plan(spec, config.bits))
+        books = fit_additive(
+            learn,
+            sub_dim=geometry.sub_dim,
+            stages=geometry.stages,
+            codewords=geometry.codewords,
+            kmeans_iterations=geometry.kmeans_iterations,
+            rounds=geometry.rounds,
+            beam=geometry.fit_beam,
+            seed=config.seed,
+        )
+        bits = AdditiveCodec.bits(spec, asdict(geometry))
+    else:
+        rounds = int(PublishedKeyCodec.plan(spec, config.bits)["rounds"])
+        books = em.fit_rounds(
+            learn,
+            rounds,
+            _COUNT,
+            em.Annealing(steps=config.steps),
+            torch.Generator().manual_seed(config.seed),
+            e_step=dense_e_step if name == "published-dense" else em.e_step,
+        )
+        bits = 12.0 * rounds / spec.head_dim
+    seconds, peak = time.perf_counter() - began, _peak_bytes() - before
+    result: dict[str, Any] = {"impl": name, "bits_per_element": bits, "seconds": seconds}
+    if name == "default":
+        codes = ops.additive_encode(judge[None], books[None], geometry.beam)[0].long()
+        decoded = torch.cat(
+            [
+                sum(
+                    (
+                        books[s, m][codes[:, s * geometry.stages + m]]
+                        for m in range(geometry.stages)
+                    ),
+                    start=torch.zeros(()),
+                )
+                for s in range(len(books))
+            ],
+            dim=1,
+        )
+    else:
+        encode = dense_encode if name == "published-dense" else em.encode_round
+        decoded, chosen = torch.zeros_like(judge), []
+        for theta in books:
+            chosen.append(encode(judge - decoded, theta))
+            decoded = decoded + em.decode_round(theta, chosen[-1])
+        result["codes"] = torch.stack(chosen)
+    spread = (judge - judge.mean(dim=0)).square().sum()
+    result["mse_relative"] = float((decoded - judge).square().sum() / spread)
+    result["peak_bytes"] = max(0, peak)
+    return result
+
+
+def _warm_up() -> None:
+    """Load what any fit needs, so that it is not counted as memory of the first."""
+    x = torch.randn(64, 8)
+    ops.additive_encode(x[None], torch.randn(1, 1, 1, 16, 8), 1)
+    em.e_step(x, torch.randn(4, 8), 1.0)
+    torch.linalg.solve(
+        torch.eye(4, dtype=torch.complex128), torch.ones(4, 2, dtype=torch.complex128)
+    )
+
+
+def _peak_bytes() -> int:
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
