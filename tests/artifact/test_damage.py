@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from commvq_core.artifact import Artifact, load_artifact
 from commvq_core.errors import InputError
@@ -17,6 +16,7 @@ from commvq_core.models import AttentionSpec
 from tests.artifact.artifacts import Config, Tensors, artifact, edit_config, edit_tensors
 
 KEY = "layers.2.key.codebooks"
+SCALES = "layers.2.key.scales"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def entry(config: Config, side: str) -> Any:
 
 
 def set_to(tensors: Tensors, name: str, value: float) -> None:
-    tensors[name].view(-1)[3] = value
+    tensors[name].view(-1)[-1] = value
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,12 @@ def set_to(tensors: Tensors, name: str, value: float) -> None:
         (lambda t: t.update({KEY: t[KEY][:, :, :, :255]}), "codebooks has shape [2, 1, 1, 255, 8]"),
         (lambda t: t.update({KEY: t[KEY][:1]}), "tensor codebooks has shape [1, 1, 1, 256, 8]"),
         (lambda t: t.update({KEY: t[KEY].float()}), "codebooks has dtype torch.float32"),
-        (lambda t: t.update({KEY: t[KEY].to(torch.int8)}), "codebooks has dtype torch.int8"),
-        (lambda t: t.update({KEY: t[KEY].bfloat16()}), "codebooks has dtype torch.bfloat16"),
-        (lambda t: set_to(t, KEY, float("nan")), "codebooks holds NaN or infinity"),
-        (lambda t: set_to(t, KEY, float("-inf")), "codebooks holds NaN or infinity"),
+        (lambda t: t.update({KEY: t[KEY].half()}), "codebooks has dtype torch.float16"),
+        (lambda t: t.update({KEY: t[KEY].byte()}), "codebooks has dtype torch.uint8"),
+        (lambda t: t.pop(SCALES), "tensor scales is missing"),
+        (lambda t: t.update({SCALES: t[SCALES].half()}), "scales has dtype torch.float16"),
+        (lambda t: set_to(t, SCALES, float("nan")), "scales holds NaN or infinity"),
+        (lambda t: set_to(t, SCALES, float("-inf")), "scales holds NaN or infinity"),
         (lambda t: set_to(t, "layers.2.key.inverse", 0.0), "factor that is not positive"),
         (lambda t: set_to(t, "layers.2.key.inverse", 9.0), "inverse differs within a pair"),
         (lambda t: t["layers.2.value.inverse"].zero_(), "inverse holds a singular matrix"),

@@ -26,7 +26,9 @@ def additive_tensors(spec: SideSpec, config: AdditiveConfig, seed: int = 0) -> d
     else:
         noise = torch.randn(heads, dim, dim, generator=generator)
         inverse = torch.eye(dim) + 0.3 * noise @ noise.transpose(1, 2) / dim
-    return {"codebooks": codebooks.half(), "inverse": inverse}
+    scales = codebooks.abs().amax(dim=(-2, -1)) / 127
+    books = (codebooks / scales[..., None, None]).round().to(torch.int8)
+    return {"codebooks": books, "scales": scales, "inverse": inverse}
 
 
 def additive_codec(side: str = "key", *, heads: int = 2, head_dim: int = 16, **config: Any) -> Any:

@@ -139,7 +139,8 @@ def test_a_codec_is_rebuilt_from_its_tensors_and_config(side: str) -> None:
 def test_resident_bytes_count_every_tensor_that_a_codec_holds(side: str) -> None:
     codec = additive_codec(side)
     held = [value for value in vars(codec).values() if isinstance(value, torch.Tensor)]
-    assert len(held) == 3
+    assert len(held) == 4
+    assert next(tensor for tensor in held if tensor.dim() == 5).dtype == torch.int8
     assert codec.resident_bytes == sum(tensor.nbytes for tensor in held)
 
 
@@ -234,8 +235,8 @@ def _put(value: float) -> Any:
         ("value", _with("inverse", lambda t: t[..., 0]), r"inverse has shape \[2, 16\], not"),
         ("key", _with("codebooks", torch.Tensor.float), "codebooks has dtype torch.float32, not"),
         ("key", _with("inverse", torch.Tensor.int), "inverse has dtype torch.int32"),
-        ("key", _with("codebooks", _put(float("nan"))), "codebooks holds NaN"),
-        ("value", _with("codebooks", _put(float("inf"))), "codebooks holds NaN or infinity"),
+        ("key", _with("scales", _put(float("nan"))), "scales holds NaN"),
+        ("value", _with("scales", _put(float("inf"))), "scales holds NaN or infinity"),
         ("value", _with("inverse", _put(float("nan"))), "inverse holds NaN"),
         ("key", _with("inverse", torch.zeros_like), "factor that is not positive"),
         ("key", _with("inverse", torch.neg), "factor that is not positive"),
