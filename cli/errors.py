@@ -61,7 +61,9 @@ def _is_usage_error(error: BaseException) -> bool:
 
 def _explain_usage(error: Any, command: str | None, known: tuple[str, ...]) -> str:
     what = " ".join(str(error.format_message()).split()).rstrip(".")
-    if what == "Missing command":
-        return f"no command was given: choose one of {', '.join(known)} (see commvq --help)"
     subject = f"commvq {command}" if command in known else "commvq"
+    if what == "Missing command":
+        # Raised by the group that lacks one, which knows what it has.
+        choices = ", ".join(error.ctx.command.commands)
+        return f"no command was given: choose one of {choices} (see {subject} --help)"
     return f"{what[:1].lower()}{what[1:]}: see {subject} --help"
