@@ -19,7 +19,9 @@ def command(
     bits: Annotated[
         str,
         typer.Option(
-            metavar="BITS", help="Bits an element: 1, 1.5, 2, or K,V for keys and values."
+            metavar="BITS",
+            help="Bits an element: 1, 1.5, 2, K,V for keys and values, or auto:1.0, which runs the "
+            "model to share them out.",
         ),
     ] = "1",
     preset: Annotated[str, typer.Option(help="Which codecs to fit.")] = "default",
@@ -40,12 +42,20 @@ def command(
     with session(as_json=as_json, quiet=quiet, debug=debug) as ui:
         from commvq_cli.tables import facts
 
-        from commvq_core.training import TrainConfig, parse_bits, parse_layers, train_codebooks
+        from commvq_core.training import (
+            TrainConfig,
+            parse_auto,
+            parse_bits,
+            parse_layers,
+            train_codebooks,
+        )
 
-        key_bits, value_bits = parse_bits(bits)
+        auto_bits = parse_auto(bits)
+        key_bits, value_bits = parse_bits(bits if auto_bits is None else "1")
         config = TrainConfig(
             key_bits=key_bits,
             value_bits=value_bits,
+            auto_bits=auto_bits,
             preset=preset,
             layers=parse_layers(layers),
             workers=workers,

@@ -18,16 +18,15 @@ import torch
 from torch import Tensor
 
 from commvq_core.calibration.store import CalibrationStore
+from commvq_core.calibration.vectors import canonical_vectors, side_metric
 from commvq_core.codecs.base import Codec, FitData
 from commvq_core.codecs.registry import PRESETS
 from commvq_core.engines import ENGINES, check_engine
 from commvq_core.errors import InputError
 from commvq_core.files import check_output, is_blank, remove_temporary, sha256_of_file
-from commvq_core.fit.metric import key_metric, value_metric
 from commvq_core.progress import Progress, Silent
-from commvq_core.rope import to_pairs
 from commvq_core.run import Run, Unit
-from commvq_core.sides import SIDES, side_spec
+from commvq_core.sides import SIDES, Side, side_spec
 
 _MOST_LAYERS = 10_000  # a slip of the hand must not fill the memory with numbers
 _HELD_OUT = 16  # every 16th token measures and does not teach
@@ -35,10 +34,15 @@ _HELD_OUT = 16  # every 16th token measures and does not teach
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What `commvq train-codebook` was asked for. `workers` 0 means every core."""
+    """What `commvq train-codebook` was asked for. `workers` 0 means every core.
+
+    With `auto_bits` every layer's keys and values get their own share of so many bits on average
+    (allocation.py), and `key_bits` and `value_bits` are not used.
+    """
 
     key_bits: float = 1.0
     value_bits: float = 1.0
+    auto_bits: float | None = None
     preset: str = "default"
     layers: tuple[int, ...] | None = None
     workers: int = 0
@@ -48,6 +52,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise InputError(f"preset {self.preset!r} is not known", f"give {' or '.join(PRESETS)}")
+        if self.auto_bits is not None and self.preset != "default":
+            raise InputError(
+                f"--bits auto shares out stages of the default preset, not of {self.preset}",
+                "leave out --preset, or name the bits",
+            )
         check_engine(self.engine)
         if self.workers < 0:
             raise InputError(f"--workers {self.workers}", "give 0 (every core) or more")
@@ -66,6 +75,20 @@ def parse_bits(text: str) -> tuple[float, float]:
             "give one number from 0.25 to 4, or two as K,V (keys, values)",
         )
     return numbers[0], numbers[-1]
+
+
+def parse_auto(text: str) -> float | None:
+    """ "auto:1.5" -> 1.5; None for any other text. Raises InputError."""
+    kind, _, number = text.partition(":")
+    if kind != "auto":
+        return None
+    try:
+        bits = float(number)
+    except ValueError:
+        bits = 0.0
+    if not 0.25 <= bits <= 4:
+        raise InputError(f"--bits {text}", "give a number from 0.25 to 4, such as auto:1.0")
+    return bits
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
@@ -104,8 +127,12 @@ def train_codebooks(
     started = time.monotonic()
     check_output(out, overwrite=overwrite, resume=resume)
     store = CalibrationStore.open(calib)
-    settings = _settings(calib, store, config)
-    if resume and not is_blank(out):
+    resuming = resume and not is_blank(out)
+    allocated = None
+    if config.auto_bits is not None:
+        allocated = _allocated(out if resuming else None, store, config.auto_bits, progress)
+    settings = _settings(calib, store, config, allocated)
+    if resuming:
         run = _resume(out, settings)
     else:
         run = Run.create(out, settings, store.spec)
@@ -122,7 +149,29 @@ def train_codebooks(
     return _summary(run, wanted, time.monotonic() - started)
 
 
-def _settings(calib: Path, store: CalibrationStore, config: TrainConfig) -> dict[str, Any]:
+def _allocated(
+    out: Path | None, store: CalibrationStore, bits: float, progress: Progress
+) -> dict[tuple[int, Side], dict[str, Any]]:
+    """What `--bits auto` gives each side of each layer; a run that is resumed keeps its own."""
+    if out is not None and Run.exists(out):
+        run = Run.open(out)
+        return {
+            (layer.index, side): run.plan(layer.index, side)[1]
+            for layer in run.spec.compressible
+            for side in SIDES
+        }
+    from commvq_core.allocation import allocate_bits
+    from commvq_core.models import load_model
+
+    return allocate_bits(store, load_model(store.manifest.model, progress=progress), bits, progress)
+
+
+def _settings(
+    calib: Path,
+    store: CalibrationStore,
+    config: TrainConfig,
+    allocated: Mapping[tuple[int, Side], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """What decides the codebooks' bytes; two runs with equal settings are the same run."""
     known = {layer.index for layer in store.spec.compressible}
     unknown = sorted(set(config.layers or ()) - known)
@@ -132,12 +181,16 @@ def _settings(calib: Path, store: CalibrationStore, config: TrainConfig) -> dict
             f"choose from {', '.join(str(index) for index in sorted(known))}",
         )
     bits = {"key": config.key_bits, "value": config.value_bits}
+    asked = bits if config.auto_bits is None else {"auto": config.auto_bits}
     kinds = dict(zip(SIDES, PRESETS[config.preset], strict=True))
     plans: dict[str, dict[str, Any]] = {}
     for layer in store.spec.compressible:
         plans[str(layer.index)] = {}
         for side in SIDES:
-            plan = kinds[side].plan(side_spec(layer, side), bits[side])
+            if allocated is None:
+                plan = kinds[side].plan(side_spec(layer, side), bits[side])
+            else:
+                plan = allocated[layer.index, side]
             least = kinds[side].least_tokens(plan)
             if store.token_count < least:
                 raise InputError(
@@ -148,7 +201,7 @@ def _settings(calib: Path, store: CalibrationStore, config: TrainConfig) -> dict
     return {
         "model": store.manifest.model,
         "preset": config.preset,
-        "bits": bits,
+        "bits": asked,
         "seed": config.seed,
         "tokens": store.token_count,
         "calibration": sha256_of_file(calib / "manifest.json"),
@@ -179,13 +232,8 @@ def fit_unit(calib: Path, out: Path, unit: Unit) -> dict[str, float]:
     spec = side_spec(layer, unit.side)
     kind, plan = run.plan(unit.layer, unit.side)
     heads = slice(None) if unit.head is None else slice(unit.head, unit.head + 1)
-    vectors = store.load(unit.layer, unit.side)[:, heads].float()
-    if unit.side == "key":
-        vectors = to_pairs(vectors, rotary_dim=layer.rotary_dim, layout=layer.pair_layout)
-        metric = key_metric(store.query_energy(unit.layer))
-    else:
-        metric = value_metric(store.value_gram(unit.layer))
-    metric = metric[heads]
+    vectors = canonical_vectors(store, layer, unit.side, heads)
+    metric = side_metric(store, layer, unit.side)[heads]
     held_out = torch.arange(vectors.shape[0]) % _HELD_OUT == _HELD_OUT - 1
     data = FitData(vectors[~held_out], metric, _seed(int(run.config["seed"]), unit))
     tensors = kind.fit(spec, plan, data)

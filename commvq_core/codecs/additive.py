@@ -100,10 +100,14 @@ class AdditiveCodec(FittedCodec):
         batch, heads, tokens, dim = vectors.shape
         rows = vectors.float().transpose(0, 1).reshape(heads, batch * tokens, dim)
         codes = ops.additive_encode(
-            self._transform(rows, self._forward).contiguous(), self.codebooks, self._config.beam
+            self.transformed(rows).contiguous(), self.codebooks, self._config.beam
         )
         packed = ops.pack_codes(codes, self._config.code_bits)
         return packed.view(heads, batch, tokens, self.code_bytes).transpose(0, 1).contiguous()
+
+    def transformed(self, rows: Tensor) -> Tensor:
+        """[kv_heads, n, head_dim] -> the same in the space of the codewords."""
+        return self._transform(rows.float(), self._forward)
 
     def decode(self, codes: Tensor) -> Tensor:
         batch, heads, tokens, _ = codes.shape
