@@ -9,7 +9,7 @@ from commvq_core.artifact import load_artifact
 from commvq_core.calibration.store import CalibrationStore
 from commvq_core.errors import InputError
 from commvq_core.run import Run
-from commvq_core.sides import SIDES
+from commvq_core.sides import SIDES, side_spec
 
 
 def inspect_path(path: Path) -> dict[str, Any]:
@@ -61,9 +61,15 @@ def _inspect_run(run: Run) -> dict[str, Any]:
         row: dict[str, Any] = {"layer": layer.index}
         for side in SIDES:
             own = [unit for unit in units if unit.layer == layer.index and unit.side == side]
-            found = [run.distortion(unit) for unit in own if unit not in missing]
-            row[f"{side}_units"] = f"{len(found)}/{len(own)}"
-            row[f"{side}_distortion"] = sum(found) / len(found) if found else None
+            done = [unit for unit in own if unit not in missing]
+            kind, plan = run.plan(layer.index, side)
+            row[f"{side}_units"] = f"{len(done)}/{len(own)}"
+            row[f"{side}_bits"] = kind.bits(side_spec(layer, side), plan)
+            heads = [run.statistic(unit) for unit in done]
+            row[f"{side}_distortion"] = sum(heads) / len(heads) if heads else None
+            row[f"{side}_distortion_heads"] = heads
+            dead = [run.statistic(unit, "dead") for unit in done]
+            row[f"{side}_dead"] = sum(dead) / len(dead) if dead else None
         layers.append(row)
     return {
         "kind": "run",
@@ -87,6 +93,7 @@ def _inspect_artifact(path: Path) -> dict[str, Any]:
         for side, codec in zip(SIDES, pair, strict=True):
             row[f"{side}_codec"] = codec.name
             row[f"{side}_bits"] = codec.bits_per_element
+            row[f"{side}_resident_bytes"] = codec.resident_bytes
             row[f"{side}_distortion"] = entries[index][side].get("distortion")
         layers.append(row)
     uncompressed = [layer.index for layer in artifact.spec.layers if not layer.compressible]

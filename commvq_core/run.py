@@ -124,20 +124,23 @@ class Run:
         self, unit: Unit, tensors: Mapping[str, Tensor], statistics: Mapping[str, float]
     ) -> None:
         """Store a fitted unit, atomically. Statistics that vary from run to run go to the log."""
-        kept = {name: repr(float(value)) for name, value in statistics.items() if name != "seconds"}
-        write_tensors(self.path / unit.filename, tensors, kept)
+        kept = {name: float(value) for name, value in statistics.items() if name != "seconds"}
+        # One entry: safetensors writes several in an order that changes from run to run.
+        metadata = {"statistics": json.dumps(kept, sort_keys=True)}
+        write_tensors(self.path / unit.filename, tensors, metadata)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append a line to log.jsonl."""
         append_line(self.path / _LOG, json.dumps(dict(record)))
 
-    def distortion(self, unit: Unit) -> float:
-        """Held-out relative error of a unit under its metric."""
+    def statistic(self, unit: Unit, name: str = "distortion") -> float:
+        """What the fit measured: "distortion" is the held-out relative error under the metric,
+        "dead" the share of codewords that nothing uses."""
         from safetensors import safe_open
 
         try:
             with safe_open(self.path / unit.filename, framework="pt") as handle:
-                return float((handle.metadata() or {})["distortion"])
+                return float(json.loads((handle.metadata() or {})["statistics"])[name])
         except Exception as error:
             raise InputError(
                 f"{self.path / unit.filename} is not a readable unit ({error})",
@@ -149,7 +152,7 @@ class Run:
         kind, plan = self.plan(layer.index, side)
         units = self.units_of(layer, side)
         tensors = [read_tensors(self.path / unit.filename, "the run") for unit in units]
-        distortion = sum(self.distortion(unit) for unit in units) / len(units)
+        distortion = sum(self.statistic(unit) for unit in units) / len(units)
         try:
             return kind.join(side_spec(layer, side), plan, tensors), distortion
         except ValueError as error:

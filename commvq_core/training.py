@@ -29,6 +29,7 @@ from commvq_core.run import Run, Unit
 from commvq_core.sides import SIDES, Side, side_spec
 
 _MOST_LAYERS = 10_000  # a slip of the hand must not fill the memory with numbers
+_USAGE_ROWS = 4096  # enough for each of 256 codewords to be chosen some 16 times
 _HELD_OUT = 16  # every 16th token measures and does not teach
 
 
@@ -240,6 +241,7 @@ def fit_unit(calib: Path, out: Path, unit: Unit) -> dict[str, float]:
     codec = kind.join(replace(spec, kv_heads=len(metric)), plan, [tensors])
     statistics = {
         "distortion": distortion(codec, vectors[held_out], metric),
+        "dead": dead_share(codec, vectors[~held_out][:_USAGE_ROWS]),
         "seconds": time.monotonic() - started,
     }
     run.write_unit(unit, tensors, statistics)
@@ -259,15 +261,24 @@ def distortion(codec: Codec, vectors: Tensor, metric: Tensor) -> float:
     return float(cost / scale.clamp_min(1e-30))
 
 
+def dead_share(codec: Codec, vectors: Tensor) -> float:
+    """The share of codewords that no vector of [n, heads, head_dim] chose; 0 for other codecs."""
+    found = codec.symbols(codec.encode(vectors.transpose(0, 1)[None]))
+    if found is None:
+        return 0.0
+    symbols, size = found
+    rows = symbols[0].transpose(1, 2).flatten(0, 1)  # a choice, its tokens
+    used = sum(int(torch.bincount(row.int(), minlength=size).count_nonzero()) for row in rows)
+    return 1.0 - used / (len(rows) * size)
+
+
 def _seed(seed: int, unit: Unit) -> int:
     text = f"{seed}/{unit.layer}/{unit.side}/{unit.head}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
 
 
 def _summary(run: Run, units: list[Unit], seconds: float) -> dict[str, Any]:
-    by_side = {
-        side: [run.distortion(unit) for unit in units if unit.side == side] for side in SIDES
-    }
+    by_side = {side: [run.statistic(unit) for unit in units if unit.side == side] for side in SIDES}
     kinds = []
     for layer in run.spec.compressible:
         for side in SIDES:

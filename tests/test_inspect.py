@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from commvq_core.calibration.store import CalibrationStore
 from commvq_core.errors import InputError
 from commvq_core.inspect import inspect_path
+from commvq_core.plots import plot_layers
 from commvq_core.run import Run
 from tests import runs
 from tests.artifact.artifacts import artifact
@@ -63,9 +65,12 @@ def test_a_run_tells_which_units_are_there_and_how_good_they_are(
     assert (facts["units"], facts["missing"]) == (8, 0)
     assert (facts["tokens"], facts["seed"], facts["preset"]) == (runs.TOKENS, 0, "default")
     run = Run.open(folder / "run")
-    own = [run.distortion(u) for u in run.units() if (u.layer, u.side) == (2, "value")]
+    own = [run.statistic(u) for u in run.units() if (u.layer, u.side) == (2, "value")]
     assert facts["layers"][1]["layer"] == 2
     assert facts["layers"][1]["value_distortion"] == pytest.approx(sum(own) / 2)
+    assert facts["layers"][1]["value_distortion_heads"] == own
+    assert facts["layers"][1]["value_bits"] == 1.0
+    assert 0 <= facts["layers"][1]["key_dead"] < 0.1
     partial = runs.train(folder / "calib", tmp_path / "run", layers=(2,))
     (partial / runs.UNITS[4]).unlink()
     facts = inspect_path(partial)
@@ -78,7 +83,8 @@ def test_a_run_tells_which_units_are_there_and_how_good_they_are(
 def test_an_artifact_tells_its_bits_its_memory_and_its_layers(folder: Path) -> None:
     facts = inspect_path(folder / "artifact")
     layers = facts.pop("layers")
-    assert facts.pop("resident_bytes") > 0
+    resident = facts.pop("resident_bytes")
+    assert resident > 0
     assert facts == {
         "kind": "artifact",
         "name": "commvq-1bit",
@@ -91,7 +97,29 @@ def test_an_artifact_tells_its_bits_its_memory_and_its_layers(folder: Path) -> N
     assert [layer["layer"] for layer in layers] == [0, 2]
     assert layers[0]["key_codec"] == "additive"
     assert layers[0]["value_bits"] == 1.0
+    held = sum(layer[f"{side}_resident_bytes"] for layer in layers for side in ("key", "value"))
+    assert held == resident
     assert 0 < layers[0]["key_distortion"] < 1
+
+
+@pytest.mark.parametrize("kind", ["run", "artifact"])
+def test_error_and_bits_are_drawn_over_the_layers(folder: Path, tmp_path: Path, kind: str) -> None:
+    plot_layers(inspect_path(folder / kind), tmp_path / "layers.png")
+    assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["layers.png"]
+
+
+def test_a_calibration_has_nothing_to_draw(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give a run or an artifact"):
+        plot_layers(inspect_path(folder / "calib"), tmp_path / "layers.png")
+
+
+def test_drawing_without_matplotlib_says_what_to_install(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(InputError, match=r"pip install 'commvq\[plots\]'"):
+        plot_layers(inspect_path(folder / "run"), tmp_path / "layers.png")
 
 
 @pytest.mark.parametrize("kind", ["calib", "run", "artifact"])

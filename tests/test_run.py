@@ -48,10 +48,10 @@ def test_statistics_that_vary_from_run_to_run_stay_out_of_the_units(run: Path) -
     opened, unit = Run.open(run), Unit(0, "key", 0)
     tensors = read_tensors(run / unit.filename, "the run")
     before = (run / unit.filename).read_bytes()
-    kept = opened.distortion(unit)
-    opened.write_unit(unit, tensors, {"distortion": kept, "seconds": 1234.5})
+    kept, dead = opened.statistic(unit), opened.statistic(unit, "dead")
+    opened.write_unit(unit, tensors, {"distortion": kept, "dead": dead, "seconds": 1234.5})
     assert (run / unit.filename).read_bytes() == before
-    assert opened.distortion(unit) == kept
+    assert opened.statistic(unit) == kept
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_run_is_never_begun_on_top_of_something_else(tmp_path: Path, finished:
 def _rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
     tensors = read_tensors(path, "the run")
     change(tensors)
-    write_tensors(path, tensors, {"distortion": "0.5"})
+    write_tensors(path, tensors, {"statistics": '{"distortion": 0.5}'})
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_a_unit_that_is_cut_short_or_lacks_its_distortion_is_refused(run: Path) 
     opened, unit = Run.open(run), Unit(2, "key", 0)
     write_tensors(run / unit.filename, read_tensors(run / unit.filename, "the run"))
     with pytest.raises(InputError, match=r"head_00.safetensors is not a readable unit"):
-        opened.distortion(unit)
+        opened.statistic(unit)
     (run / unit.filename).write_bytes((run / unit.filename).read_bytes()[:100])
     with pytest.raises(InputError, match=r"delete it and run commvq train-codebook --resume"):
-        opened.distortion(unit)
+        opened.statistic(unit)
     with pytest.raises(InputError, match="is not a readable safetensors file"):
         opened.codec(opened.spec.compressible[1], "key")

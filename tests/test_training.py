@@ -49,7 +49,7 @@ def test_every_unit_is_fitted_and_summed_up(tmp_path: Path, calib: Path) -> None
     assert summary["bits_per_element"] == 1.0
     assert summary["seconds"] > 0
     for side in ("key", "value"):
-        own = [run.distortion(unit) for unit in run.units() if unit.side == side]
+        own = [run.statistic(unit) for unit in run.units() if unit.side == side]
         assert summary["distortion"][side] == pytest.approx(sum(own) / len(own))
         assert 0 < summary["distortion"][side] < 1
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

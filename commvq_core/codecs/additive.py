@@ -125,6 +125,10 @@ class AdditiveCodec(FittedCodec):
         decoded = summed.view(batch, heads, tokens, self.subs * self._config.sub_dim)
         return self._transform(decoded, self.inverse)
 
+    def symbols(self, codes: Tensor) -> tuple[Tensor, int]:
+        count = self.subs * self._config.stages
+        return ops.unpack_codes(codes, self._config.code_bits, count), self._config.codewords
+
     def _transform(self, rows: Tensor, transform: Tensor) -> Tensor:
         """`rows` [..., kv_heads, n, head_dim] times a factor a dim or a matrix, a head."""
         if self.spec.side == "key":

@@ -86,6 +86,13 @@ class Codec(ABC):
     def decode(self, codes: Tensor) -> Tensor:
         """The inverse shape-wise: float32 [batch, kv_heads, tokens, head_dim]."""
 
+    def symbols(self, codes: Tensor) -> tuple[Tensor, int] | None:
+        """What was chosen: (uint8 [..., tokens, choices], how many a choice has), or None.
+
+        Lets `train-codebook` count codewords that nothing uses.
+        """
+        return None
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Everything `from_tensors` needs, as contiguous CPU or device tensors."""

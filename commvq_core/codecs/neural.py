@@ -74,6 +74,10 @@ class NeuralValueCodec(FittedCodec):
         flat = flat * (self._weights["scale"] + 1e-6)
         return flat.unflatten(-1, (self.spec.kv_heads, -1)).transpose(1, 2)
 
+    def symbols(self, codes: Tensor) -> tuple[Tensor, int]:
+        packed = split_norm(codes)[1].contiguous()
+        return ops.unpack_codes(packed, _PATTERN_BITS, self._config.groups), len(PATTERNS)
+
     def tensors(self) -> dict[str, Tensor]:
         return {name: tensor.half() for name, tensor in self._weights.items()}
 

@@ -84,6 +84,11 @@ class PublishedKeyCodec(FittedCodec):
         ]
         return torch.stack(decoded, dim=1) * norm[:, None, :, None]
 
+    def symbols(self, codes: Tensor) -> tuple[Tensor, int]:
+        count = self.spec.kv_heads * self._config.rounds * 2
+        packed = split_norm(codes)[1].contiguous()
+        return ops.unpack_codes(packed, _CODE_BITS, count), _CODEWORDS
+
     def tensors(self) -> dict[str, Tensor]:
         return {"theta": self.theta}
 

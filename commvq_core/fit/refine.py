@@ -30,9 +30,11 @@ def code_statistics(codes: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Te
                 pairs = torch.bincount(
                     index[:, stage] * count + index[:, other], minlength=count**2
                 )
+                # Filled in place, both halves: at 2 bits a copy is as large as all the rest.
                 gram[stage, :, other] += pairs.view(count, count)
-    gram = gram.view(size, size)
-    return torch.triu(gram) + torch.triu(gram, 1).T, moments
+                if other != stage:
+                    gram[other, :, stage] += pairs.view(count, count).T
+    return gram.view(size, size), moments
 
 
 def solve_codebooks(codebooks: Tensor, codes: Tensor, rows: Tensor, ridge: float = 1e-2) -> Tensor:
@@ -44,6 +46,6 @@ def solve_codebooks(codebooks: Tensor, codes: Tensor, rows: Tensor, ridge: float
     gram, moments = code_statistics(codes, rows, count)
     old = codebooks.double().view(stages * count, dim)
     gram.diagonal().add_(ridge)
-    factor = torch.linalg.cholesky(gram)
-    solved = torch.cholesky_solve(moments + ridge * old, factor)
+    torch.linalg.cholesky(gram, out=gram)
+    solved = torch.cholesky_solve(moments.add_(old, alpha=ridge), gram)
     return solved.view(stages, count, dim).float()
