@@ -15,7 +15,6 @@
 #include <cstdint>
 #include <limits>
 #include <tuple>
-#include <vector>
 
 #define COMMVQ_KERNEL "cpu/product_estep_kernel.h"
 #include "cpu/each_level.h"
@@ -41,6 +40,7 @@ using torch::stable::Tensor;
 
 constexpr int64_t kRowsAtOnce = 512; // rows that share an accumulator, whatever the threads
 constexpr float kNegligible = 24.0f; // exp(-24) is beyond float32's last digit of 1
+constexpr int64_t kFew = 128;        // centres near enough to have a share, to take them one by one
 
 struct Estep {
   int64_t rows, count, width;
@@ -50,55 +50,64 @@ struct Estep {
   float temperature;
   bool squared;
 
-  // Rows [first, last): adds to `weights` [count * count], fills the others' rows.
+  // Rows [first, last): their weights [count, width], and their rows of the other results.
   void run(
-      int64_t first, int64_t last, double* weights, float* marginals, int32_t* best, float* least)
+      int64_t first, int64_t last, float* weights, float* marginals, int32_t* best, float* least)
       const {
-    Buffer<float> distance(count * width), right(width), share(count * width);
-    Buffer<int32_t> place(count * width);
+    Buffer<float> distance(count * width), right(width), share(count * width), near(kFew);
+    Buffer<float> columns(width);
+    Buffer<int32_t> place(kFew + kPairStep), first_place(kPairStep);
     std::fill(right.data() + count, right.data() + width, std::numeric_limits<float>::infinity());
+    std::fill(weights, weights + count * width, 0.0f);
     const EstepKernels& kernels = estep_kernels();
     for (int64_t row = first; row < last; ++row) {
       const float* left = products + row * 2 * count;
       std::copy(left + count, left + 2 * count, right.data());
       const float lowest =
           kernels.distances(left, right.data(), table, count, width, norms[row], distance.data());
-      const float floor = cost(lowest);
-      const float limit = inverse(floor + kNegligible * temperature);
+      const float floor = cost(lowest), reach = kNegligible * temperature;
+      const float limit = squared ? floor + reach : (floor + reach) * (floor + reach);
       // Rounding must not lose the nearest centre itself.
-      const float widest = limit > lowest ? limit : lowest;
-      const int64_t found = kernels.near(distance.data(), count * width, widest, place.data());
+      const int64_t size = count * width;
+      const int64_t found =
+          kernels.near(distance.data(), size, std::max(limit, lowest), kFew, place.data());
+      best[row] = first_at(kernels, distance.data(), lowest, first_place.data());
+      least[row] = std::max(lowest, 0.0f);
       float* marginal = marginals + row * 2 * count;
-      std::fill(marginal, marginal + 2 * count, 0.0f);
-      best[row] = 0;
-      least[row] = lowest > 0.0f ? lowest : 0.0f;
-      double total = 0.0;
-      bool chosen = false;
-      for (int64_t i = 0; i < found; ++i) {
-        const float here = distance[place[i]];
-        if (!chosen && here == lowest) {
-          best[row] = static_cast<int32_t>(place[i] / width * count + place[i] % width);
-          chosen = true;
-        }
-        share[i] = found == 1 ? 1.0f : std::exp((floor - cost(here)) / temperature);
-        total += share[i];
+      const Softness softness = {floor, 1.0f / temperature, reach, squared};
+      if (found > kFew) {
+        const float sum = kernels.soften(distance.data(), size, softness, share.data());
+        kernels.add(share.data(), count, width, 1.0f / sum, weights, marginal, columns.data());
+        std::copy(columns.data(), columns.data() + count, marginal + count);
+        continue;
       }
+      const int64_t padded = (found + kPairStep - 1) / kPairStep * kPairStep;
+      for (int64_t i = 0; i < padded; ++i) {
+        near[i] = i < found ? distance[place[i]] : std::numeric_limits<float>::infinity();
+      }
+      const float scale = 1.0f / kernels.soften(near.data(), padded, softness, share.data());
+      std::fill(marginal, marginal + 2 * count, 0.0f);
       for (int64_t i = 0; i < found; ++i) {
-        const int64_t a = place[i] / width, b = place[i] % width;
-        const float weight = static_cast<float>(share[i] / total);
-        weights[a * count + b] += weight;
-        marginal[a] += weight;
-        marginal[count + b] += weight;
+        const float weight = share[i] * scale;
+        weights[place[i]] += weight;
+        marginal[place[i] / width] += weight;
+        marginal[count + place[i] % width] += weight;
       }
     }
   }
 
  private:
   float cost(float distance) const {
-    const float positive = distance > 0.0f ? distance : 0.0f;
+    const float positive = std::max(distance, 0.0f);
     return squared ? positive : std::sqrt(positive);
   }
-  float inverse(float cost) const { return squared ? cost : cost * cost; }
+
+  // The first of the nearest centres, a * count + b; 0 where a row holds a NaN.
+  int32_t first_at(
+      const EstepKernels& kernels, const float* distance, float lowest, int32_t* place) const {
+    const bool any = kernels.near(distance, count * width, lowest, 0, place) > 0;
+    return any ? static_cast<int32_t>(place[0] / width * count + place[0] % width) : 0;
+  }
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> product_estep(
@@ -142,8 +151,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> product_estep(
       padded.data(),
       static_cast<float>(temperature),
       squared};
-  const int64_t blocks = (rows + kRowsAtOnce - 1) / kRowsAtOnce, size = count * count;
-  std::vector<double> sums(static_cast<size_t>(blocks * size), 0.0);
+  const int64_t blocks = (rows + kRowsAtOnce - 1) / kRowsAtOnce, size = count * width;
+  Buffer<float> sums(blocks * size);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       step.run(
@@ -157,10 +166,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> product_estep(
   });
   // In the order of the blocks, so that the sum does not depend on the threads.
   double* total = weights.mutable_data_ptr<double>();
-  std::fill(total, total + size, 0.0);
+  std::fill(total, total + count * count, 0.0);
   for (int64_t block = 0; block < blocks; ++block) {
-    for (int64_t i = 0; i < size; ++i) {
-      total[i] += sums[static_cast<size_t>(block * size + i)];
+    for (int64_t a = 0; a < count; ++a) {
+      const float* from = sums.data() + block * size + a * width;
+      for (int64_t b = 0; b < count; ++b) {
+        total[a * count + b] += from[b];
+      }
     }
   }
   return {weights, marginals, best, least};
