@@ -16,7 +16,8 @@ def command(
         str,
         typer.Option(
             metavar="TASK",
-            help="perplexity, divergence (from fp16) or niah (needle in a haystack).",
+            help="perplexity, divergence (from fp16), niah (a needle in a haystack) or kv (one of "
+            "many facts).",
             show_default=False,
         ),
     ],
@@ -34,8 +35,8 @@ def command(
         int | None,
         typer.Option(
             min=1,
-            help="Examples: windows for perplexity and divergence, needles a cell for niah.",
-            show_default="4 windows, 1 needle",
+            help="Examples: windows of text, or questions a cell for niah and kv.",
+            show_default="4 windows, 1 needle, 3 facts",
         ),
     ] = None,
     max_length: Annotated[
@@ -44,14 +45,14 @@ def command(
     lengths: Annotated[
         str | None,
         typer.Option(
-            metavar="N,N", help="niah: context lengths in tokens.", show_default="1024,2048"
+            metavar="N,N", help="niah, kv: context lengths in tokens.", show_default="1024,2048"
         ),
     ] = None,
     depths: Annotated[
         str | None,
         typer.Option(
             metavar="P,P",
-            help="niah: where needles hide, in percent.",
+            help="niah, kv: where the answer is, in percent.",
             show_default="0,25,50,75,100",
         ),
     ] = None,

@@ -43,7 +43,7 @@ class EvalOptions:
         if self.lengths is not None or self.depths is not None:
             raise InputError(
                 f"task {task} has no grid of lengths and depths",
-                "leave out --lengths and --depths, or use --task niah",
+                "leave out --lengths and --depths, or use --task niah or kv",
             )
 
 

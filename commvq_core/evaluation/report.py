@@ -7,6 +7,13 @@ from typing import Any
 
 Rows = tuple[list[str], list[list[Any]]]  # column names, cells
 
+_FOUND: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "found %": lambda metrics: 100 * metrics["accuracy"],
+    "of those fp16 found %": lambda metrics: (
+        None if metrics["kept"] is None else 100 * metrics["kept"]
+    ),
+}
+
 # What a task shows beside bits and bytes: column name -> value of its metrics.
 _COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
     "perplexity": {
@@ -19,12 +26,8 @@ _COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
         "KL 99 %": lambda metrics: metrics["kl_p99"],
         "same top-1 %": lambda metrics: 100 * metrics["top1_agreement"],
     },
-    "niah": {
-        "found %": lambda metrics: 100 * metrics["accuracy"],
-        "of those fp16 found %": lambda metrics: (
-            None if metrics["kept"] is None else 100 * metrics["kept"]
-        ),
-    },
+    "niah": _FOUND,
+    "kv": _FOUND,
 }
 
 

@@ -13,7 +13,8 @@ from commvq_core.errors import InputError
 from commvq_core.evaluation.codecs import EvalCodec
 from commvq_core.evaluation.options import EvalOptions
 from commvq_core.evaluation.prompts import Prompt, generate_after_context, wrap_prompt
-from commvq_core.evaluation.tasks.niah import Needle, NeedleExample
+from commvq_core.evaluation.tasks.grid import GridExample
+from commvq_core.evaluation.tasks.niah import Needle
 from commvq_core.models import LoadedModel
 
 TEMPLATE = (
@@ -29,7 +30,7 @@ def options(tiny_text_file: Path) -> EvalOptions:
     )
 
 
-def text_of(loaded: LoadedModel, example: NeedleExample) -> str:
+def text_of(loaded: LoadedModel, example: GridExample) -> str:
     return loaded.tokenizer.decode(example.prompt.context + example.prompt.question)
 
 
@@ -146,7 +147,7 @@ def test_an_answer_is_scored_by_its_first_number(
     answers = {f" {example.number}. Yes.": True, " 1 no": False, "": False}
     for answer, correct in answers.items():
         monkeypatch.setattr(
-            "commvq_core.evaluation.tasks.niah.generate_after_context",
+            "commvq_core.evaluation.tasks.grid.generate_after_context",
             lambda *arguments, said=answer: said,
         )
         found = task.run(loaded, None, example)
