@@ -130,7 +130,13 @@ def _curve(codec: AdditiveCodec, vectors: Tensor) -> list[float]:
 
 def _text(store: CalibrationStore, loaded: LoadedModel) -> Tensor:
     sources = [str(source["name"]) for source in store.manifest.sources]
-    tokens = min(_TEXT_TOKENS, store.manifest.tokens)
+    # Not longer than the calibration's sequences, which the model is known to take.
+    tokens = min(_TEXT_TOKENS, store.manifest.tokens, store.manifest.seq_len)
+    if tokens < 4 * _WINDOW:
+        raise InputError(
+            f"sequences of {tokens} tokens are too short to measure what bits are worth",
+            f"calibrate with a --seq-len of at least {4 * _WINDOW}, or name the bits",
+        )
     (ids,) = tokenize_sequences(
         loaded.tokenizer, iter_documents(sources), tokens=tokens, seq_len=tokens
     )

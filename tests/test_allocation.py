@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,14 @@ def test_a_model_that_is_gone_is_named(tiny_calibration: Path, tmp_path: Path) -
     with pytest.raises(InputError, match="/nowhere/model"):
         train_codebooks(calib, tmp_path / "run", TrainConfig(auto_bits=1.0, workers=1))
     assert not (tmp_path / "run").exists()
+
+
+def test_sequences_too_short_to_measure_on_are_refused(
+    store: CalibrationStore, loaded: LoadedModel
+) -> None:
+    short = CalibrationStore(store.path, replace(store.manifest, seq_len=100))
+    with pytest.raises(InputError, match="--seq-len of at least 128"):
+        allocate_bits(short, loaded, 1.0)
 
 
 @pytest.mark.parametrize(("text", "bits"), [("auto:1", 1.0), ("auto:1.25", 1.25), ("1", None)])
