@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 Place = tuple[int, Side]
 
-_FIT_TOKENS = 4096  # for the quick codebooks
+_FIT_TOKENS = 16_384  # for the quick codebooks: with fewer, later stages seem to gain nothing
 _TEXT_TOKENS = 1024  # of the calibration's text, for the forward passes
 _WINDOW = 32  # short, so that a short text is mostly codes
 _MOST_BITS = 4.0
