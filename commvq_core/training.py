@@ -235,17 +235,22 @@ def fit_unit(calib: Path, out: Path, unit: Unit) -> dict[str, float]:
     heads = slice(None) if unit.head is None else slice(unit.head, unit.head + 1)
     vectors = canonical_vectors(store, layer, unit.side, heads)
     metric = side_metric(store, layer, unit.side)[heads]
-    held_out = torch.arange(vectors.shape[0]) % _HELD_OUT == _HELD_OUT - 1
-    data = FitData(vectors[~held_out], metric, _seed(int(run.config["seed"]), unit))
+    judged = held_out(len(vectors))
+    data = FitData(vectors[~judged], metric, _seed(int(run.config["seed"]), unit))
     tensors = kind.fit(spec, plan, data)
     codec = kind.join(replace(spec, kv_heads=len(metric)), plan, [tensors])
     statistics = {
-        "distortion": distortion(codec, vectors[held_out], metric),
-        "dead": dead_share(codec, vectors[~held_out][:_USAGE_ROWS]),
+        "distortion": distortion(codec, vectors[judged], metric),
+        "dead": dead_share(codec, vectors[~judged][:_USAGE_ROWS]),
         "seconds": time.monotonic() - started,
     }
     run.write_unit(unit, tensors, statistics)
     return statistics
+
+
+def held_out(count: int) -> Tensor:
+    """Which of `count` tokens measure and do not teach, bool [count]."""
+    return torch.arange(count) % _HELD_OUT == _HELD_OUT - 1
 
 
 def distortion(codec: Codec, vectors: Tensor, metric: Tensor) -> float:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,18 @@ from torch import Tensor
 
 from commvq_core import ops
 from commvq_core.bench.dense import dense_e_step, dense_encode
-from commvq_core.codecs.additive import AdditiveCodec, AdditiveConfig
-from commvq_core.codecs.base import SideSpec
+from commvq_core.codecs.additive import AdditiveCodec
+from commvq_core.codecs.base import FitData, SideSpec
 from commvq_core.codecs.norms import token_norm
 from commvq_core.codecs.published import PublishedKeyCodec
 from commvq_core.errors import InputError
 from commvq_core.fit import em
-from commvq_core.fit.additive import fit_additive
 from commvq_core.progress import Progress, Silent
+from commvq_core.training import held_out
 
 IMPLEMENTATIONS = ("published-dense", "published-fast", "default")
 _COUNT = 64
 _LEAST = 2048  # keys
-_HELD_OUT = 16
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def _keys(config: TrainBench) -> tuple[Tensor, SideSpec, str]:
         rotary, source = 64, "made up (give --calibration for a real layer)"
     else:
         from commvq_core.calibration.store import CalibrationStore
-        from commvq_core.rope import to_pairs
+        from commvq_core.calibration.vectors import canonical_vectors
 
         store = CalibrationStore.open(config.calibration)
         known = {layer.index: layer for layer in store.layers}
@@ -112,11 +111,7 @@ def _keys(config: TrainBench) -> tuple[Tensor, SideSpec, str]:
                 "give a --layer and --head that commvq inspect shows",
             )
         layer = known[index]
-        vectors = to_pairs(
-            store.load(index, "key")[: config.tokens].float(),
-            rotary_dim=layer.rotary_dim,
-            layout=layer.pair_layout,
-        )
+        vectors = canonical_vectors(store, layer, "key")[: config.tokens]
         rotary, source = layer.rotary_dim, f"{store.manifest.model}, layer {index}"
     _, unit = token_norm(vectors.transpose(0, 1)[None])
     rows = unit[0, config.head].contiguous()
@@ -130,18 +125,10 @@ def _measure(name: str, rows: Tensor, spec: SideSpec, config: TrainBench) -> dic
     learn, judge = _split(rows)
     before, began = _peak_bytes(), time.perf_counter()
     if name == "default":
-        geometry = AdditiveConfig(**AdditiveCodec.plan(spec, config.bits))
-        books = fit_additive(
-            learn,
-            sub_dim=geometry.sub_dim,
-            stages=geometry.stages,
-            codewords=geometry.codewords,
-            kmeans_iterations=geometry.kmeans_iterations,
-            rounds=geometry.rounds,
-            beam=geometry.fit_beam,
-            seed=config.seed,
-        )
-        bits = AdditiveCodec.bits(spec, asdict(geometry))
+        plan = AdditiveCodec.plan(spec, config.bits)
+        data = FitData(learn[:, None], torch.eye(spec.head_dim)[None], config.seed)
+        unit = AdditiveCodec.fit(spec, plan, data)
+        bits = AdditiveCodec.bits(spec, plan)
     else:
         rounds = int(PublishedKeyCodec.plan(spec, config.bits)["rounds"])
         books = em.fit_rounds(
@@ -156,20 +143,8 @@ def _measure(name: str, rows: Tensor, spec: SideSpec, config: TrainBench) -> dic
     seconds, peak = time.perf_counter() - began, _peak_bytes() - before
     result: dict[str, Any] = {"impl": name, "bits_per_element": bits, "seconds": seconds}
     if name == "default":
-        codes = ops.additive_encode(judge[None], books[None], geometry.beam)[0].long()
-        decoded = torch.cat(
-            [
-                sum(
-                    (
-                        books[s, m][codes[:, s * geometry.stages + m]]
-                        for m in range(geometry.stages)
-                    ),
-                    start=torch.zeros(()),
-                )
-                for s in range(len(books))
-            ],
-            dim=1,
-        )
+        codec = AdditiveCodec.join(spec, plan, [unit])
+        decoded = codec.decode(codec.encode(judge[None, None]))[0, 0]
     else:
         encode = dense_encode if name == "published-dense" else em.encode_round
         codes = _encode(judge, books, encode)
@@ -203,8 +178,8 @@ def _agreement(rows: Tensor, books: Tensor, codes: Tensor) -> float:
 
 def _split(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows to learn from, and rows to judge by."""
-    held_out = torch.arange(len(rows)) % _HELD_OUT == _HELD_OUT - 1
-    return rows[~held_out].contiguous(), rows[held_out].contiguous()
+    judged = held_out(len(rows))
+    return rows[~judged].contiguous(), rows[judged].contiguous()
 
 
 def _warm_up() -> None:
