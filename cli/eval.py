@@ -56,6 +56,14 @@ def command(
             show_default="0,25,50,75,100",
         ),
     ] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIDE",
+            help="key or value: codes for that side alone, the other exact.",
+            show_default="both",
+        ),
+    ] = None,
     window: options.Window = 128,
     sinks: options.Sinks = 4,
     device: options.Device = "auto",
@@ -76,6 +84,7 @@ def command(
         from commvq_core.evaluation.codecs import (
             check_codec_names,
             load_artifacts,
+            parse_side,
             resolve_codecs,
         )
         from commvq_core.evaluation.options import EvalOptions, parse_lengths, parse_numbers
@@ -97,11 +106,17 @@ def command(
         # All that can be refused before the model is loaded, which takes a while.
         check_result_path(out, overwrite=overwrite, resume=resume)
         check_codec_names(codec or ())
+        side = parse_side(only)
         iter_documents(wanted.datasets, text_column=text_column)
         artifacts = load_artifacts(codebook or ())
         loaded = load_model(model, device=device, dtype=dtype, progress=ui.progress)
         codecs = resolve_codecs(
-            loaded, artifacts=artifacts, names=codec or (), window=window, sinks=sinks
+            loaded,
+            artifacts=artifacts,
+            names=codec or (),
+            window=window,
+            sinks=sinks,
+            only=side,
         )
         result = evaluate_to_file(
             loaded, codecs, chosen, out, overwrite=overwrite, resume=resume, progress=ui.progress

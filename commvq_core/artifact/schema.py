@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from commvq_core.codecs.base import Codec
+from commvq_core.codecs.identity import IdentityCodec
 from commvq_core.errors import InputError
 from commvq_core.models import AttentionSpec
+from commvq_core.sides import Side
 
 FORMAT = "commvq-artifact"
 VERSION = 1
@@ -42,15 +44,27 @@ class Artifact:
 
     @property
     def bits_per_element(self) -> float:
-        """Bits a scalar of K and V costs, averaged over the compressed layers."""
+        """Bits a scalar of K and V costs, averaged over the compressed layers (and coded sides)."""
         from commvq_core.cache.cache import mean_bits
 
-        return mean_bits([codec for pair in self.codecs.values() for codec in pair])
+        codecs = [codec for pair in self.codecs.values() for codec in pair]
+        coded = [codec for codec in codecs if not isinstance(codec, IdentityCodec)]
+        return mean_bits(coded or codecs)
 
     @property
     def resident_bytes(self) -> int:
         """Bytes of codebooks that stay loaded whatever the context."""
         return sum(codec.resident_bytes for pair in self.codecs.values() for codec in pair)
+
+    def only(self, side: Side) -> Artifact:
+        """The same with codes for that side alone; the other is stored as it is, in float32."""
+        codecs: dict[int, tuple[Codec, Codec]] = {}
+        for index, (key, value) in self.codecs.items():
+            if side == "key":
+                codecs[index] = (key, IdentityCodec(value.spec))
+            else:
+                codecs[index] = (IdentityCodec(key.spec), value)
+        return replace(self, name=f"{self.name}-{side}s", codecs=codecs)
 
     def check_fits(self, spec: AttentionSpec) -> None:
         """Raise InputError, naming a field that differs, when a model is not the artifact's."""

@@ -8,6 +8,7 @@ judged on keys that they did not see, by plain squared error.
 from __future__ import annotations
 
 import multiprocessing
+import re
 import resource
 import sys
 import time
@@ -59,7 +60,7 @@ def bench_train(config: TrainBench, progress: Progress | None = None) -> dict[st
     codebooks. (Their own part ways, as rounding decides ties and soft EM builds on them.) Raises
     InputError.
     """
-    rows, spec, source = _keys(config)
+    rows, spec, source, layer = _keys(config)
     if len(rows) < _LEAST:
         raise InputError(f"{len(rows):,} keys are too few", f"give --tokens of {_LEAST:,} or more")
     results = []
@@ -76,7 +77,7 @@ def bench_train(config: TrainBench, progress: Progress | None = None) -> dict[st
     results[1]["same_codes"] = _agreement(rows, *dense)
     return {
         "source": source,
-        "layer": config.layer,
+        "layer": layer,
         "head": config.head,
         "head_dim": spec.head_dim,
         "tokens": len(rows),
@@ -88,8 +89,9 @@ def bench_train(config: TrainBench, progress: Progress | None = None) -> dict[st
     }
 
 
-def _keys(config: TrainBench) -> tuple[Tensor, SideSpec, str]:
-    """Unit keys [n, head_dim] of one head, a spec of one head, and where they are from."""
+def _keys(config: TrainBench) -> tuple[Tensor, SideSpec, str, int | None]:
+    """Unit keys [n, head_dim] of one head, a spec of one head, where they are from, which layer."""
+    index = None
     if config.calibration is None:
         generator = torch.Generator().manual_seed(config.seed)
         mixing = torch.randn(64, 64, generator=generator) * 0.9 ** torch.arange(64)
@@ -115,7 +117,7 @@ def _keys(config: TrainBench) -> tuple[Tensor, SideSpec, str]:
         rotary, source = layer.rotary_dim, f"{store.manifest.model}, layer {index}"
     _, unit = token_norm(vectors.transpose(0, 1)[None])
     rows = unit[0, config.head].contiguous()
-    return rows, SideSpec("key", 1, rows.shape[1], rotary), source
+    return rows, SideSpec("key", 1, rows.shape[1], rotary), source, index
 
 
 def _measure(name: str, rows: Tensor, spec: SideSpec, config: TrainBench) -> dict[str, Any]:
@@ -123,7 +125,7 @@ def _measure(name: str, rows: Tensor, spec: SideSpec, config: TrainBench) -> dic
     torch.set_num_threads(config.threads)
     _warm_up()
     learn, judge = _split(rows)
-    before, began = _peak_bytes(), time.perf_counter()
+    before, began = _peak_bytes(forget=True), time.perf_counter()
     if name == "default":
         plan = AdditiveCodec.plan(spec, config.bits)
         data = FitData(learn[:, None], torch.eye(spec.head_dim)[None], config.seed)
@@ -192,6 +194,14 @@ def _warm_up() -> None:
     )
 
 
-def _peak_bytes() -> int:
+def _peak_bytes(*, forget: bool = False) -> int:
+    """The most memory this process has held; with `forget`, the count begins anew here (Linux)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        if forget:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))
+        if found:
+            return int(found[1]) * 1024
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

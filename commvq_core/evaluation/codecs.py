@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from commvq_core.errors import InputError
+from commvq_core.sides import SIDES, Side
 
 if TYPE_CHECKING:
     from commvq_core.artifact import Artifact
@@ -45,16 +46,18 @@ def resolve_codecs(
     names: Sequence[str] = (),
     window: int = 128,
     sinks: int = 4,
+    only: Side | None = None,
 ) -> list[EvalCodec]:
     """The fp16 cache first, always; then the other named codecs; then one codec an artifact.
 
-    `artifacts` as from `load_artifacts`. Raises InputError for an unknown name and for an artifact
-    of another model.
+    `artifacts` as from `load_artifacts`. With `only`, that side alone is codes and the other exact,
+    which tells what each costs; bits are then that side's. Raises InputError for an unknown name
+    and for an artifact of another model.
     """
     check_codec_names(names)
     codecs = [_NAMED[name](loaded) for name in dict.fromkeys([BASELINE, *names])]
     for source, artifact in (artifacts or {}).items():
-        codec = _from_artifact(loaded, source, artifact, window, sinks)
+        codec = _from_artifact(loaded, source, artifact, window, sinks, only)
         if any(codec.name == other.name for other in codecs):
             codec = dataclasses.replace(codec, name=f"{codec.name}:{source}")
         codecs.append(codec)
@@ -66,6 +69,16 @@ def load_artifacts(sources: Sequence[str | Path]) -> dict[str, Artifact]:
     from commvq_core.artifact import load_artifact
 
     return {str(source): load_artifact(source) for source in sources}
+
+
+def parse_side(text: str | None) -> Side | None:
+    """ "key" or "value", or None for both. Raises InputError."""
+    for side in SIDES:
+        if text == side:
+            return side
+    if text is not None:
+        raise InputError(f"--only {text} is not a side", f"give {' or '.join(SIDES)}")
+    return None
 
 
 def check_codec_names(names: Sequence[str]) -> None:
@@ -92,12 +105,14 @@ _NAMED: dict[str, Callable[[LoadedModel], EvalCodec]] = {BASELINE: _half_precisi
 
 
 def _from_artifact(
-    loaded: LoadedModel, source: str, artifact: Artifact, window: int, sinks: int
+    loaded: LoadedModel, source: str, artifact: Artifact, window: int, sinks: int, only: Side | None
 ) -> EvalCodec:
     from commvq_core.cache.cache import CommVQCache
     from commvq_core.cache.half import half_dtype
 
     artifact.check_fits(loaded.spec)
+    if only is not None:
+        artifact = artifact.only(only)
 
     def fresh(strict: bool) -> AbstractContextManager[Any]:
         return CommVQCache.from_pretrained(

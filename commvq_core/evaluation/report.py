@@ -25,6 +25,8 @@ _COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
         "KL, nats": lambda metrics: metrics["kl_mean"],
         "KL 99 %": lambda metrics: metrics["kl_p99"],
         "same top-1 %": lambda metrics: 100 * metrics["top1_agreement"],
+        "perplexity": lambda metrics: metrics["perplexity"],
+        "above fp16 %": lambda metrics: metrics["delta_percent"],
     },
     "niah": _FOUND,
     "kv": _FOUND,

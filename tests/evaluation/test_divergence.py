@@ -13,6 +13,7 @@ from commvq_core.evaluation.options import EvalOptions
 from commvq_core.evaluation.report import summary_rows
 from commvq_core.evaluation.runner import evaluate
 from commvq_core.evaluation.tasks.divergence import Divergence
+from commvq_core.evaluation.tasks.perplexity import Perplexity
 from commvq_core.models import LoadedModel
 
 
@@ -21,7 +22,13 @@ def test_fp16_does_not_diverge_from_itself_and_codes_do(
 ) -> None:
     result = evaluate(loaded, codecs, Divergence(short))
     full, small = (entry["metrics"] for entry in result["results"])
-    assert full == {"kl_mean": 0.0, "kl_p99": 0.0, "top1_agreement": 1.0, "tokens": 256}
+    assert (full["kl_mean"], full["kl_p99"], full["top1_agreement"]) == (0.0, 0.0, 1.0)
+    assert full["tokens"] == 256
+    scored = evaluate(loaded, codecs, Perplexity(short))
+    for found, expected in zip(result["results"], scored["results"], strict=True):
+        for name in ("perplexity", "delta_percent"):
+            want = expected["metrics"][name]
+            assert found["metrics"][name] == pytest.approx(want, rel=1e-4, abs=1e-3)
     assert 0 < small["kl_mean"] < small["kl_p99"]
     assert 0 < small["top1_agreement"] < 1
     assert result["settings"]["strict_cache"] is True

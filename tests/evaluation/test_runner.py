@@ -16,6 +16,7 @@ from commvq_core.evaluation.codecs import (
     EvalCodec,
     artifact_sha256,
     load_artifacts,
+    parse_side,
     resolve_codecs,
 )
 from commvq_core.evaluation.options import EvalOptions, parse_lengths, parse_numbers
@@ -23,8 +24,10 @@ from commvq_core.evaluation.report import grid_rows, summary_rows
 from commvq_core.evaluation.runner import evaluate, evaluate_to_file
 from commvq_core.evaluation.tasks import TASKS, make_task
 from commvq_core.evaluation.tasks.base import Record, Task
+from commvq_core.evaluation.tasks.divergence import Divergence
 from commvq_core.evaluation.tasks.perplexity import Perplexity
 from commvq_core.models import LoadedModel
+from commvq_core.sides import SIDES
 
 
 class Counting(Task):
@@ -159,6 +162,27 @@ def test_artifacts_of_the_same_name_are_told_apart(
     artifacts = load_artifacts([tiny_artifact, twin])
     names = [codec.name for codec in resolve_codecs(loaded, artifacts=artifacts)]
     assert names == ["fp16", "commvq-0.5bit", f"commvq-0.5bit:{twin}"]
+
+
+def test_one_side_alone_leaves_the_other_exact(
+    loaded: LoadedModel, tiny_artifact: Path, short: EvalOptions
+) -> None:
+    artifacts = load_artifacts([tiny_artifact])
+    lost = {}
+    for side in (None, *SIDES):
+        codecs = resolve_codecs(loaded, artifacts=artifacts, window=32, sinks=2, only=side)
+        assert codecs[1].name == ("commvq-0.5bit" if side is None else f"commvq-0.5bit-{side}s")
+        assert codecs[1].bits_per_element == 0.5
+        lost[side] = evaluate(loaded, codecs, Divergence(short))["results"][1]["metrics"]["kl_mean"]
+    assert 0 < lost["key"] < lost[None]
+    assert 0 < lost["value"] < lost[None]
+    exact = {
+        index: pair[0] for index, pair in artifacts[str(tiny_artifact)].only("value").codecs.items()
+    }
+    assert {codec.name for codec in exact.values()} == {"identity"}
+    assert parse_side("key") == "key"
+    with pytest.raises(InputError, match="give key or value"):
+        parse_side("keys")
 
 
 def test_an_artifacts_hash_covers_its_numbers(tiny_artifact: Path, tmp_path: Path) -> None:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from commvq_core.cache.half import HalfPrecisionCache
-from commvq_core.evaluation.metrics import mean, percentile, token_kl
+from commvq_core.evaluation.metrics import (
+    delta_percent,
+    mean,
+    percentile,
+    perplexity,
+    token_kl,
+    token_nll,
+)
 from commvq_core.evaluation.tasks.base import Record
 from commvq_core.evaluation.tasks.windows import WindowTask
 
@@ -21,7 +28,7 @@ _DIGITS = 8  # of a KL in the record; sums of thousands still agree to five
 
 
 class Divergence(WindowTask):
-    """KL(fp16 || cache) in nats and top-1 agreement, at every token of each window.
+    """KL(fp16 || cache) in nats, top-1 agreement and perplexity over every token of each window.
 
     The fp16 cache runs beside the other one, piece by piece, so that no window's logits are kept.
     """
@@ -33,27 +40,43 @@ class Divergence(WindowTask):
         ids = example.to(loaded.model.device)
         reference = HalfPrecisionCache(loaded.model)
         divergences: list[float] = []
-        agreed = 0
-        for chunk in ids.split(_FORWARD):
+        agreed, nll = 0, 0.0
+        for start in range(0, len(ids), _FORWARD):
+            chunk = ids[start : start + _FORWARD]
+            targets = ids[start + 1 : start + 1 + len(chunk)]
             with torch.inference_mode():
                 wanted, got = (
                     loaded.model(input_ids=chunk[None], past_key_values=store, use_cache=True)
                     for store in (reference, cache)
                 )
             divergences += token_kl(wanted.logits[0], got.logits[0]).tolist()
+            nll += float(token_nll(got.logits[0, : len(targets)], targets).double().sum())
             agreed += int((wanted.logits[0].argmax(-1) == got.logits[0].argmax(-1)).sum())
         return {
             "kl": [float(f"{value:.{_DIGITS}g}") for value in divergences],
             "agreed": agreed,
+            "nll": nll,
             "context": len(ids),
         }
 
     def metrics(self, records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]:
-        """`kl_mean` and `kl_p99` over all tokens (nats), `top1_agreement` (a share), `tokens`."""
+        """`kl_mean`, `kl_p99` (nats) and `top1_agreement` (a share) over all `tokens`.
+
+        `perplexity` and `delta_percent` are the perplexity task's, of the same logits.
+        """
+        value, reference = _perplexity(records), _perplexity(baseline)
         divergences = [value for record in records for value in record["kl"]]
         return {
             "kl_mean": mean(divergences),
             "kl_p99": percentile(divergences, 99),
             "top1_agreement": sum(record["agreed"] for record in records) / len(divergences),
+            "perplexity": value,
+            "delta_percent": delta_percent(value, reference),
             "tokens": len(divergences),
         }
+
+
+def _perplexity(records: Sequence[Record]) -> float:
+    return perplexity(
+        sum(record["nll"] for record in records), sum(record["context"] - 1 for record in records)
+    )
