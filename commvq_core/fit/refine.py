@@ -10,22 +10,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_BLOCK = 1 << 16
+_BLOCK = 1 << 14
 
 
-def code_statistics(codes: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(B'B [stages*count, stages*count], B'Y [stages*count, d]), float64, streamed over blocks.
+def code_statistics(codes: Tensor, rows: Tensor, codebooks: Tensor) -> tuple[Tensor, Tensor]:
+    """(B'B [stages*count, stages*count] float32, B'(Y - B C) [stages*count, d] float64), streamed.
 
-    `codes` [n, stages] integer, `rows` [n, d] float32.
+    `codes` [n, stages] integer, `rows` Y [n, d] float32, `codebooks` C [stages, count, d]. Counts
+    are exact in float32 up to 16.7 million rows.
     """
-    stages, dim = codes.shape[1], rows.shape[1]
+    stages, count, dim = codebooks.shape
     size = stages * count
-    gram = torch.zeros(stages, count, stages, count, dtype=torch.float64)
+    gram = torch.zeros(stages, count, stages, count)
     moments = torch.zeros(size, dim, dtype=torch.float64)
     for block, part in zip(codes.split(_BLOCK), rows.split(_BLOCK), strict=True):
-        index, part64 = block.long(), part.double()
+        index = block.long()
+        left = part.double()
         for stage in range(stages):
-            moments.index_add_(0, index[:, stage] + stage * count, part64)
+            left -= codebooks[stage][index[:, stage]]
+        for stage in range(stages):
+            moments.index_add_(0, index[:, stage] + stage * count, left)
             for other in range(stage, stages):
                 pairs = torch.bincount(
                     index[:, stage] * count + index[:, other], minlength=count**2
@@ -41,11 +45,11 @@ def solve_codebooks(codebooks: Tensor, codes: Tensor, rows: Tensor, ridge: float
     """Codebooks [stages, count, d] -> the least-squares optimum near them, float32.
 
     `ridge` is in units of rows: a codeword that many rows use is free, one that none uses stays.
+    Solves for the change of the codewords, so that float32, which halves the memory of the fit,
+    rounds the change and not the codewords.
     """
-    stages, count, dim = codebooks.shape
-    gram, moments = code_statistics(codes, rows, count)
-    old = codebooks.double().view(stages * count, dim)
+    gram, moments = code_statistics(codes, rows, codebooks)
     gram.diagonal().add_(ridge)
     torch.linalg.cholesky(gram, out=gram)
-    solved = torch.cholesky_solve(moments.add_(old, alpha=ridge), gram)
-    return solved.view(stages, count, dim).float()
+    change = torch.cholesky_solve(moments.float(), gram)
+    return codebooks + change.view(codebooks.shape)

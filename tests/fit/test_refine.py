@@ -32,11 +32,12 @@ def test_streamed_statistics_are_those_of_the_one_hot_matrix(
     block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refine, "_BLOCK", block)
-    _, codes, rows = problem()
-    gram, moments = code_statistics(codes, rows, COUNT)
+    codebooks, codes, rows = problem()
+    gram, moments = code_statistics(codes, rows, codebooks)
     one_hot = reference.one_hot(codes.numpy(), COUNT)
     assert np.array_equal(gram.numpy(), one_hot.T @ one_hot)
-    assert np.allclose(moments.numpy(), one_hot.T @ rows.double().numpy(), rtol=1e-12)
+    left = rows.double().numpy() - one_hot @ codebooks.double().view(-1, DIM).numpy()
+    assert np.allclose(moments.numpy(), one_hot.T @ left, rtol=1e-12)
 
 
 def test_a_refit_is_the_least_squares_optimum_over_all_stages_at_once() -> None:
