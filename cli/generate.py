@@ -38,26 +38,44 @@ def command(
     raw: Annotated[
         bool, typer.Option("--raw", help="Continue the text as it is, without a chat template.")
     ] = False,
+    save_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keep the cache, to go on from later.", show_default=False
+        ),
+    ] = None,
+    load_cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Go on from a saved cache; the prompt, if any, is the next turn.",
+            show_default=False,
+        ),
+    ] = None,
     window: options.Window = 128,
     sinks: options.Sinks = 4,
     device: options.Device = "auto",
     dtype: options.DType = "auto",
+    overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Generate text, greedily, on a compressed cache."""
     with session(as_json=as_json, quiet=quiet, debug=debug) as ui:
-        text = read_prompt(prompt, prompt_file)
+        goes_on = load_cache is not None and prompt is None and prompt_file is None
+        text = "" if goes_on else read_prompt(prompt, prompt_file)
+        if save_cache is not None:
+            _check_save(save_cache, compressed=bool(codebook or load_cache), overwrite=overwrite)
 
         from commvq_cli.tables import size
 
         from commvq_core.generation import generate_text
         from commvq_core.models import load_model
 
-        artifact = _load(codebook)
+        artifact = _load(codebook, load_cache)
         loaded = load_model(model, device=device, dtype=dtype, progress=ui.progress)
-        with _cache(loaded, artifact, window, sinks) as cache:
+        with _cache(loaded, artifact, window, sinks, load_cache) as cache:
             answer = generate_text(
                 loaded,
                 cache,
@@ -66,6 +84,8 @@ def command(
                 use_template=not raw,
                 on_text=None if as_json else ui.write,
             )
+            if save_cache is not None:
+                cache.save(save_cache, token_ids=cache.token_ids)
         name = "fp16" if artifact is None else artifact.name
         if not as_json:
             ui.write("\n")
@@ -99,16 +119,30 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
         ) from error
 
 
-def _load(codebook: str | None) -> Any:
+def _check_save(path: Path, *, compressed: bool, overwrite: bool) -> None:
+    if not compressed:
+        raise InputError("an fp16 cache can't be saved", "give --codebook, or no --save-cache")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already", "choose another --save-cache, or --overwrite")
+
+
+def _load(codebook: str | None, saved: Path | None) -> Any:
     # Before the model: an artifact is checked in a moment, a model is loaded in a minute.
-    if codebook is None:
-        return None
     from commvq_core.artifact import load_artifact
 
-    return load_artifact(codebook)
+    if saved is not None:
+        from commvq_core.cache.saved import artifact_of
+
+        source = artifact_of(saved)
+        return load_artifact(source if codebook is None else codebook)
+    return None if codebook is None else load_artifact(codebook)
 
 
-def _cache(loaded: Any, artifact: Any, window: int, sinks: int) -> Any:
+def _cache(loaded: Any, artifact: Any, window: int, sinks: int, saved: Path | None) -> Any:
+    if saved is not None:
+        from commvq_core.cache.cache import CommVQCache
+
+        return CommVQCache.load(saved, loaded.model, artifact)
     if artifact is None:
         from commvq_core.cache.half import HalfPrecisionCache
 

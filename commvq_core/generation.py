@@ -28,6 +28,28 @@ def chat_text(tokenizer: Any, message: str) -> str:
     )
 
 
+def next_turn(tokenizer: Any, message: str, ended: bool) -> str:
+    """What a conversation goes on with: the end of the answer before, then one user message.
+
+    `ended`: the answer's closing token is there already. Where the chat template can't be taken
+    apart, the message alone in the template.
+    """
+    mark = "\N{SECTION SIGN}"
+    talk = [{"role": "user", "content": mark}, {"role": "assistant", "content": mark}]
+    text = str(
+        tokenizer.apply_chat_template(
+            [*talk, {"role": "user", "content": message}],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+    )
+    parts = text.split(mark, 2)
+    if len(parts) < 3:
+        return chat_text(tokenizer, message)
+    end = tokenizer.eos_token or ""
+    return parts[2].removeprefix(end) if ended else parts[2]
+
+
 def greedy(tokenizer: Any) -> dict[str, Any]:
     """Arguments of generate() for greedy decoding, whatever the checkpoint's own settings say."""
     pad = tokenizer.pad_token_id
@@ -68,18 +90,28 @@ def generate_text(
     use_template: bool = True,
     on_text: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Continue `prompt` greedily on the empty `cache`; what `commvq generate --json` prints.
+    """Continue `prompt` greedily on `cache`; what `commvq generate --json` prints.
 
     The prompt is one user message where the tokenizer has a chat template, unless `use_template` is
-    False. `on_text` gets the new text piece by piece. Raises InputError for an empty prompt or one
-    that is longer than the model's context.
+    False. A cache that was loaded with its `token_ids` goes on: the prompt is the next turn, and
+    may be empty. `on_text` gets the new text piece by piece. Leaves the whole sequence at
+    `cache.token_ids`. Raises InputError for an empty prompt or one that is longer than the model's
+    context.
     """
-    if not prompt.strip():
+    before = getattr(cache, "token_ids", None)
+    if not prompt.strip() and before is None:
         raise InputError("the prompt is empty", "give some text to --prompt or --prompt-file")
-    templated = use_template and has_chat_template(loaded.tokenizer)
-    text = chat_text(loaded.tokenizer, prompt) if templated else prompt
-    tokens = loaded.tokenizer(text, add_special_tokens=not templated, verbose=False)
-    ids = torch.tensor([tokens["input_ids"]], device=loaded.model.device)
+    tokenizer = loaded.tokenizer
+    templated = use_template and has_chat_template(tokenizer)
+    if before is None:
+        text = chat_text(tokenizer, prompt) if templated else prompt
+        tokens = tokenizer(text, add_special_tokens=not templated, verbose=False)["input_ids"]
+    else:
+        ended = int(before[0, -1]) == tokenizer.eos_token_id
+        text = next_turn(tokenizer, prompt, ended) if templated and prompt else prompt
+        tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        tokens = before[0].tolist() + list(tokens)
+    ids = torch.tensor([tokens], device=loaded.model.device)
     check_context(
         loaded, ids.shape[1] + max_new_tokens, "shorten the prompt or lower --max-new-tokens"
     )
@@ -90,16 +122,17 @@ def generate_text(
             attention_mask=torch.ones_like(ids),
             past_key_values=cache,
             max_new_tokens=max_new_tokens,
-            streamer=None if on_text is None else _streamer(loaded.tokenizer, on_text),
-            **greedy(loaded.tokenizer),
+            streamer=None if on_text is None else _streamer(tokenizer, on_text),
+            **greedy(tokenizer),
         )
     seconds = time.monotonic() - began
+    cache.token_ids = output
     new = output[0, ids.shape[1] :]
     return {
         "prompt_tokens": int(ids.shape[1]),
         "new_tokens": len(new),
         "chat_template": templated,
-        "text": str(loaded.tokenizer.decode(new, skip_special_tokens=True)),
+        "text": str(tokenizer.decode(new, skip_special_tokens=True)),
         "seconds": round(seconds, 3),
         "cache_tokens": int(cache.get_seq_length()),
         "cache_bytes": int(cache.nbytes),

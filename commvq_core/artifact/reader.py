@@ -56,7 +56,8 @@ def load_artifact(source: str | Path) -> Artifact:
         )
         for layer in spec.compressible
     }
-    return Artifact(name, config, spec, codecs)
+    local = Path(source).expanduser().is_dir()
+    return Artifact(name, config, spec, codecs, str(folder.resolve()) if local else str(source))
 
 
 def _codec(

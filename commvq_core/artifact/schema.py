@@ -30,12 +30,16 @@ def artifact_name(bits: float) -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded artifact. `codecs` maps a layer index to its (key codec, value codec)."""
+    """A loaded artifact. `codecs` maps a layer index to its (key codec, value codec).
+
+    `source` is the folder or hub id that it was loaded from, or None.
+    """
 
     name: str
     config: dict[str, Any]
     spec: AttentionSpec
     codecs: dict[int, tuple[Codec, Codec]]
+    source: str | None = None
 
     @property
     def fingerprint(self) -> str:

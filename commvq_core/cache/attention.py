@@ -157,7 +157,8 @@ def attend(
         query, layer.keys.shape[1], mask, total - length, scaling=scaling, softcap=softcap
     )
     boundaries = [
-        (tile.slots - layer.window + 1).clamp_min(0)
+        # After a crop into the codes the window is shorter: what went before it is codes.
+        (tile.slots - layer.window + 1).clamp_min(layer.exact_start)
         if codes is None
         else torch.full_like(tile.slots, codes)
         for tile in tiles
@@ -187,17 +188,28 @@ def needs_codes(layer: CommVQLayer, length: int) -> bool:
 
 
 def _note_padding(layer: CommVQLayer, mask: Tensor | None) -> None:
-    """Learn from the first mask where each row begins: what comes before is padding."""
-    if layer.first_valid is not None:
+    """Learn from the masks where each row begins: what comes before is padding.
+
+    A row may begin in a later piece of a prompt; until then it begins behind all that has come.
+    """
+    if layer.all_begun:
         return
     assert layer.keys is not None
     batch, device = layer.keys.shape[0], layer.keys.device
+    total = layer.get_seq_length()
     if mask is None:
-        layer.first_valid = torch.zeros(batch, dtype=torch.long, device=device)
-        return
-    last = mask[:, 0, -1]
-    allowed = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
-    layer.first_valid = allowed.int().argmax(dim=-1).expand(batch).clone()
+        began = torch.zeros(batch, dtype=torch.long, device=device)
+    else:
+        last = mask[:, 0, -1, :total]
+        allowed = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
+        first = torch.where(allowed.any(dim=-1), allowed.int().argmax(dim=-1), total)
+        began = first.expand(batch).clone()
+    known = layer.first_valid
+    if known is not None:
+        # A row that had begun stays where it was, whatever later masks leave out.
+        began = torch.where(known < layer.known_length, known, began)
+    layer.first_valid, layer.known_length = began, total
+    layer.all_begun = bool((began < total).all())
 
 
 def _add_exact(layer: CommVQLayer, tile: Tile, boundary: Tensor) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,9 @@ from transformers import Cache, DynamicCache
 from commvq_core.cache.layer import CommVQLayer
 from commvq_core.cache.patch import Patch, running_cache
 from commvq_core.cache.positions import Positions
+from commvq_core.cache.prefill import PREFILL_CHUNK
 from commvq_core.codecs.base import Codec
+from commvq_core.codecs.digest import LayerCodecs, codecs_sha256
 from commvq_core.errors import InputError
 from commvq_core.models import AttentionSpec, describe_and_probe
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from commvq_core.artifact import Artifact
 
-LayerCodecs = Mapping[int, tuple[Codec, Codec]]  # layer index -> (key codec, value codec)
-
 
 class CommVQCache(Cache):
     """A compressed key-value cache for `model`, for model.generate(past_key_values=cache).
@@ -34,8 +33,9 @@ class CommVQCache(Cache):
     The first `sinks` tokens of each row and the newest `window` stay exact; older ones are codes.
     With `strict`, every query of a long chunk sees what it would see if the tokens had come one by
     one (exact for its own last `window` tokens only), which is what evaluation needs; without, a
-    chunk sees itself exactly, as prefill wants. `exact_dtype` stores window and sinks in another
-    dtype than the model's.
+    chunk sees itself exactly, as prefill wants. Prompts of more than `prefill_chunk` tokens run in
+    pieces of that many, which see the pieces before them as codes. `exact_dtype` stores window and
+    sinks in another dtype than the model's.
 
     Works as a context manager, or until `close()`; the model is then as it was before the first
     cache. Several caches may live on one model.
@@ -49,15 +49,17 @@ class CommVQCache(Cache):
         window: int = 128,
         sinks: int = 4,
         strict: bool = False,
+        prefill_chunk: int = PREFILL_CHUNK,
         exact_dtype: torch.dtype | None = None,
     ) -> None:
-        if window < 1 or sinks < 0:
+        if window < 1 or sinks < 0 or prefill_chunk < 1:
             raise InputError(
-                f"window {window}, sinks {sinks}",
-                "give a window of 1 or more, sinks of 0 or more",
+                f"window {window}, sinks {sinks}, prefill_chunk {prefill_chunk}",
+                "give a window and chunk of 1 or more, sinks of 0 or more",
             )
         spec, probed = _describe(model)
         self.positions = Positions()
+        self.prefill_chunk = prefill_chunk
         layers: list[Any] = DynamicCache(config=model.config).layers
         for layer in spec.compressible:
             key_codec, value_codec = codecs[layer.index]
@@ -72,6 +74,15 @@ class CommVQCache(Cache):
                 exact_dtype=exact_dtype,
             )
         super().__init__(layers=layers)
+        self._settings = {
+            "window": window,
+            "sinks": sinks,
+            "strict": strict,
+            "prefill_chunk": prefill_chunk,
+            "exact_dtype": None if exact_dtype is None else str(exact_dtype).removeprefix("torch."),
+        }
+        self.artifact: str | None = None
+        self.token_ids: Tensor | None = None
         self._model = weakref.ref(model)
         self._attach()
 
@@ -88,7 +99,75 @@ class CommVQCache(Cache):
 
         loaded = load_artifact(artifact) if isinstance(artifact, (str, Path)) else artifact
         loaded.check_fits(_describe(model)[0])
-        return cls(model, loaded.codecs, **options)
+        cache = cls(model, loaded.codecs, **options)
+        cache.artifact = loaded.source
+        return cache
+
+    def save(self, path: str | Path, *, token_ids: Tensor | None = None) -> None:
+        """Write the cache to a safetensors file, from which `load` continues.
+
+        `token_ids` int [batch, tokens] are kept with it (`cache.token_ids` after loading), for
+        generate() wants the whole sequence again. Raises InputError for a model with layers whose
+        state is not keys and values, and when the file can't be written.
+        """
+        from commvq_core.cache.saved import weights_sha256, write_cache
+
+        model = self._model()
+        assert model is not None
+        write_cache(self, Path(path), weights_sha256(model), token_ids)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        model: PreTrainedModel,
+        artifact: str | Path | Artifact | None = None,
+    ) -> CommVQCache:
+        """The cache that `save` wrote, as if it had never gone.
+
+        `artifact` holds the codebooks it was made with; None: the folder or hub id that it was made
+        from. Raises InputError for another model, other codebooks, and a damaged file.
+        """
+        from commvq_core.cache.saved import (
+            artifact_of,
+            fill_cache,
+            read_header,
+            read_options,
+            weights_sha256,
+        )
+
+        path = Path(path)
+        header = read_header(path)
+        artifact = artifact_of(path) if artifact is None else artifact
+        cache = cls.from_pretrained(artifact, model, **read_options(path, header))
+        try:
+            fill_cache(cache, path, header, weights_sha256(model))
+        except InputError:
+            cache.close()
+            raise
+        return cache
+
+    def settings(self) -> dict[str, Any]:
+        """The options it was made with, as JSON."""
+        return dict(self._settings)
+
+    @property
+    def codecs_sha256(self) -> str:
+        """Which codebooks its codes belong to."""
+        return codecs_sha256(
+            {
+                index: (layer.key_codec, layer.value_codec)
+                for index, layer in enumerate(self.layers)
+                if isinstance(layer, CommVQLayer)
+            }
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where its model is."""
+        model = self._model()
+        assert model is not None
+        return model.device
 
     def _attach(self) -> None:
         model = self._model()

@@ -8,18 +8,24 @@ sink's code is stored too (so that slots stay aligned) but attention uses its ex
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from commvq_core.codecs.base import Codec
+from commvq_core.codecs.base import Codec, require_tensor
 from commvq_core.rope import Rotary, to_pairs, unrotate_pairs
 
 if TYPE_CHECKING:
     from commvq_core.cache.positions import Positions
 
+# Tensors of a layer's state beside its codes.
+_STATE = ("keys", "values", "sink_keys", "sink_values", "first_valid")
+# crop(n) of older releases takes the length to keep.
+_CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
 _GROWTH = 64  # code slots are allocated in steps of this many tokens
 
 
@@ -34,7 +40,8 @@ class CodeStore:
         """Add `codes` [batch, code_rows, n, code_bytes] behind what is there."""
         need = self.length + codes.shape[2]
         if self._data is None or need > self._data.shape[2]:
-            spare = need // 16 if self.length else 0
+            # Rarely moved and hardly larger than it must be: 1.6 % at most, once a context is long.
+            spare = need // 64 if self.length else 0
             capacity = -(-(need + spare) // _GROWTH) * _GROWTH
             data = codes.new_zeros(*codes.shape[:2], capacity, codes.shape[3])
             if self._data is not None:
@@ -103,6 +110,8 @@ class CommVQLayer(CacheLayerMixin):
         self.key_codes, self.value_codes = CodeStore(), CodeStore()
         self.exact_start = 0
         self.first_valid: Tensor | None = None  # [batch] first slot that is not padding
+        self.known_length = 0  # how many slots `first_valid` was learnt from
+        self.all_begun = False  # every row has a slot that is not padding
         self.sink_keys: Tensor | None = None
         self.sink_values: Tensor | None = None
         self.awaits_attention = False  # updated, and the attention function not yet called
@@ -210,9 +219,13 @@ class CommVQLayer(CacheLayerMixin):
             return 0
         return self.exact_start + self.keys.shape[2]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(length, offset) of the columns that an attention mask needs: every token, from 0."""
-        return self.get_seq_length() + int(query_length), 0
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
+        """(length, offset) of the columns that an attention mask needs: every token, from 0.
+
+        Older releases of transformers pass the new tokens' positions instead of their number.
+        """
+        count = len(query_length) if isinstance(query_length, Tensor) else query_length
+        return self.get_seq_length() + count, 0
 
     def get_max_length(self) -> int:
         """No maximum."""
@@ -225,22 +238,33 @@ class CommVQLayer(CacheLayerMixin):
         self._empty()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last -tokens_to_remove tokens, as transformers' layers do."""
-        if tokens_to_remove > 0:
+        """Forget the last -tokens_to_remove tokens.
+
+        Positive numbers mean what they mean to the installed transformers' own layers: the length
+        to keep until 5.16, an error since.
+        """
+        if tokens_to_remove > 0 and _CROP_REMOVES:
             raise ValueError(
                 f"crop takes a negative number of tokens to remove, not {tokens_to_remove}"
             )
-        if tokens_to_remove == 0 or not self.is_initialized:
+        if not self.is_initialized:
             return
         assert self.keys is not None
         assert self.values is not None
-        length = max(0, self.get_seq_length() + tokens_to_remove)
+        now = self.get_seq_length()
+        keeps = not _CROP_REMOVES and tokens_to_remove >= 0
+        length = max(0, tokens_to_remove if keeps else now + tokens_to_remove)
+        if length >= now:
+            return
         if length < self.exact_start:
             # The newest tokens left are codes; what follows will be appended behind them.
             self.key_codes.crop(length)
             self.value_codes.crop(length)
             self.exact_start = length
         kept = length - self.exact_start
+        if self.first_valid is not None:
+            self.known_length = min(self.known_length, length)
+            self.all_begun = bool((self.first_valid < length).all())
         self.keys, self.values = self.keys[:, :, :kept], self.values[:, :, :kept]
         if length == 0:
             self._empty()
@@ -248,7 +272,7 @@ class CommVQLayer(CacheLayerMixin):
     def _each_batch_tensor(self, change: Any) -> None:
         for store in (self.key_codes, self.value_codes):
             store.apply(change)
-        for name in ("keys", "values", "sink_keys", "sink_values", "first_valid"):
+        for name in _STATE:
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, change(tensor))
@@ -273,6 +297,53 @@ class CommVQLayer(CacheLayerMixin):
         """Move the layer's data back to its device."""
         if self.is_initialized:
             self._each_batch_tensor(lambda t: t.to(self.device))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the layer holds of its context, by name, for `restore`; empty when it is."""
+        if not self.is_initialized:
+            return {}
+        found = {name: getattr(self, name) for name in _STATE}
+        if self.code_length:
+            found["key_codes"] = self.key_codes.slice(0, self.code_length)
+            found["value_codes"] = self.value_codes.slice(0, self.code_length)
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def restore(self, state: Mapping[str, Tensor], model_dtype: torch.dtype) -> None:
+        """Become what `state` was taken from, in an empty layer of the same settings.
+
+        Raises ValueError naming a tensor that is missing, or of a wrong shape or dtype.
+        """
+        self._empty()
+        if not state:
+            return
+        keys = state.get("keys")
+        if keys is None or keys.dim() != 4:
+            raise ValueError("tensor keys is missing or misshapen")
+        batch, window, dim = keys.shape[0], keys.shape[2], self.key_codec.spec.head_dim
+        heads = self.key_codec.spec.kv_heads
+        exact, sinks = (batch, heads, window, dim), (batch, heads, self.sinks, dim)
+        kept = {name: require_tensor(state, name, exact, keys.dtype) for name in ("keys", "values")}
+        kept["first_valid"] = require_tensor(state, "first_valid", (batch,), torch.int64)
+        if "sink_keys" in state:
+            for name in ("sink_keys", "sink_values"):
+                kept[name] = require_tensor(state, name, sinks, keys.dtype)
+        if "key_codes" in state:
+            tokens = state["key_codes"].shape[2] if state["key_codes"].dim() == 4 else 0
+            for store, codec, name in (
+                (self.key_codes, self.key_codec, "key_codes"),
+                (self.value_codes, self.value_codec, "value_codes"),
+            ):
+                shape = (batch, codec.code_rows, tokens, codec.code_bytes)
+                store.append(require_tensor(state, name, shape, torch.uint8))
+            self.exact_start = tokens
+        elif "sink_keys" in state:
+            raise ValueError("tensor key_codes is missing")
+        self.lazy_initialization(keys.to(model_dtype), keys.to(model_dtype))
+        self.dtype = keys.dtype
+        for name, tensor in kept.items():
+            setattr(self, name, tensor)
+        self.known_length = self.get_seq_length()
+        self.all_begun = bool((kept["first_valid"] < self.known_length).all())
 
     @property
     def nbytes(self) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from commvq_core.cache.attention import attend, make_tiles, needs_codes, settle
 from commvq_core.cache.layer import CommVQLayer
+from commvq_core.cache.prefill import split_prompt
 from commvq_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Patch:
         # Always called, so that an exception in the forward pass also switches back.
         self._after = decoder.register_forward_hook(self._leave, always_call=True)
         self._saved: list[tuple[Any, Any]] = []
+        self._earlier: list[Tensor] = []  # hidden states of a long prompt's pieces but the last
 
     @classmethod
     def acquire(cls, model: PreTrainedModel) -> Patch:
@@ -63,15 +65,27 @@ class Patch:
             if model is not None:
                 self._of_model.pop(model, None)
 
-    def _enter(self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         from commvq_core.cache.cache import CommVQCache
 
         given = self._signature.bind_partial(*args, **kwargs).arguments
         given.update(given.pop("kwargs", {}))
         cache = given.get("past_key_values")
         if not isinstance(cache, CommVQCache):
-            return
+            return None
         cache.check_runs_on(self._model())
+        pieces = split_prompt(given, cache.get_seq_length(), cache.prefill_chunk)
+        if pieces is not None:
+            # Each call runs these hooks itself; the last piece goes on as the call that was asked.
+            states = [decoder(**piece).last_hidden_state for piece in pieces[:-1]]
+            self._earlier, given = states, pieces[-1]
+        self._switch(decoder, cache, given)
+        return None if pieces is None else ((), pieces[-1])
+
+    def _switch(self, decoder: nn.Module, cache: CommVQCache, given: dict[str, Any]) -> None:
+        """Let the decoder attend through `cache` until `_leave`."""
         inputs = given.get("input_ids")
         inputs = given["inputs_embeds"] if inputs is None else inputs
         length, count = cache.get_seq_length(), inputs.shape[1]
@@ -85,14 +99,15 @@ class Patch:
             config._attn_implementation_internal = ATTENTION
         _running.cache = cache
 
-    def _leave(self, decoder: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, decoder: nn.Module, args: Any, output: Any) -> Any:
+        earlier, self._earlier = self._earlier, []
         for config, implementation in self._saved:
             config._attn_implementation_internal = implementation
         self._saved = []
         cache = running_cache()
         _running.cache = None
         if cache is None:
-            return
+            return None
         cache.positions.end_forward()
         deaf = [i for i, layer in enumerate(cache.layers) if getattr(layer, "awaits_attention", 0)]
         if deaf and output is not None:
@@ -101,6 +116,9 @@ class Patch:
                 f"attention layer {deaf[0]} does not use transformers' attention interface",
                 "this model can't run on a compressed cache; use its own",
             )
+        if earlier and output is not None:
+            output["last_hidden_state"] = torch.cat((*earlier, output.last_hidden_state), dim=1)
+        return output
 
 
 def running_cache() -> CommVQCache | None:

@@ -23,6 +23,15 @@ class Positions:
     def __len__(self) -> int:
         return 0 if self._ids is None else self._ids.shape[1]
 
+    @property
+    def ids(self) -> Tensor | None:
+        """The positions themselves, or None before the first forward pass."""
+        return self._ids
+
+    def restore(self, ids: Tensor | None) -> None:
+        """Take over what `ids` was elsewhere."""
+        self._ids = ids
+
     def begin_forward(self, length: int, ids: Tensor) -> None:
         """Append the positions `ids` [rows, n] behind the first `length` tokens."""
         self._tables.clear()

@@ -26,5 +26,7 @@ def join_norm(norm: Tensor, packed: Tensor) -> Tensor:
 
 def split_norm(codes: Tensor) -> tuple[Tensor, Tensor]:
     """Undo `join_norm`: (norm float32 [batch, tokens], the codes)."""
-    norm = codes[..., :NORM_BYTES].contiguous().view(torch.float16)[..., 0].float()
-    return norm, codes[..., NORM_BYTES:]
+    # A copy, since a row of odd length can't be looked at as fp16 where it lies, not even a single
+    # one, which counts as contiguous whatever its strides.
+    head = codes.new_empty((*codes.shape[:-1], NORM_BYTES)).copy_(codes[..., :NORM_BYTES])
+    return head.view(torch.float16)[..., 0].float(), codes[..., NORM_BYTES:]

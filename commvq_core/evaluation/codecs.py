@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from commvq_core.codecs.digest import codecs_sha256
 from commvq_core.errors import InputError
 from commvq_core.sides import SIDES, Side
 
@@ -127,24 +124,10 @@ def _from_artifact(
     identity = {
         "codec": artifact.name,
         "source": source,
-        "sha256": artifact_sha256(artifact),
+        "sha256": codecs_sha256(artifact.codecs),
         "window": window,
         "sinks": sinks,
     }
     return EvalCodec(
         artifact.name, artifact.bits_per_element, artifact.resident_bytes, identity, fresh
     )
-
-
-def artifact_sha256(artifact: Artifact) -> str:
-    """SHA-256 over what an artifact decodes with: every codec's settings and tensors."""
-    digest = hashlib.sha256()
-    for index, pair in sorted(artifact.codecs.items()):
-        for codec in pair:
-            header = [index, codec.spec.side, codec.name, codec.config()]
-            digest.update(json.dumps(header, sort_keys=True).encode())
-            for name, tensor in sorted(codec.tensors().items()):
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                flat = tensor.detach().cpu().contiguous().flatten()
-                digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -55,11 +56,33 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-no-gqa": ("LlamaConfig", {"num_key_value_heads": 4}),
     "llama-head-80": ("LlamaConfig", {"head_dim": 80}),
     "mistral": ("MistralConfig", {"sliding_window": None}),
+    "llama-head-64": ("LlamaConfig", {"head_dim": 64}),
+    "llama-head-96": ("LlamaConfig", {"head_dim": 96}),
+    "llama-head-128": ("LlamaConfig", {"head_dim": 128}),
+    "llama-head-256": ("LlamaConfig", {"head_dim": 256}),
     "qwen2": ("Qwen2Config", {}),
     "qwen3": ("Qwen3Config", {}),
     "gemma2": ("Gemma2Config", {"sliding_window": 16}),
     "gemma3": ("Gemma3TextConfig", _MIXED),
     "phi3-partial": ("Phi3Config", {"partial_rotary_factor": 0.5}),
+    "phi3-longrope": (
+        "Phi3Config",
+        {
+            "max_position_embeddings": 512,
+            "original_max_position_embeddings": 256,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "short_factor": [1.0 + 0.1 * i for i in range(8)],
+                "long_factor": [2.0 + 0.3 * i for i in range(8)],
+                "original_max_position_embeddings": 256,
+            },
+        },
+    ),
+    "mistral-sliding": (
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
+    ),
     "glm4": ("Glm4Config", {"partial_rotary_factor": 0.5}),
     "cohere2": ("Cohere2Config", _MIXED),
     "olmo2": ("Olmo2Config", {}),
@@ -109,3 +132,16 @@ def identity_codecs(model: PreTrainedModel) -> dict[int, tuple[Codec, Codec]]:
 def oracle(model: PreTrainedModel, **options: Any) -> CommVQCache:
     """A cache that loses nothing, with a small window."""
     return CommVQCache(model, identity_codecs(model), **{"window": 8, "sinks": 2, **options})
+
+
+def build_like(model: PreTrainedModel, noise: float) -> PreTrainedModel:
+    """A copy whose weights are a little off."""
+    config = copy.deepcopy(model.config)
+    twin = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    twin.load_state_dict(model.state_dict())
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            spread = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(spread * parameter.std().nan_to_num(0.0) * noise)
+    return twin

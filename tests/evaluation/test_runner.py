@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from commvq_core.codecs.digest import codecs_sha256
 from commvq_core.errors import InputError
 from commvq_core.evaluation.codecs import (
     EvalCodec,
-    artifact_sha256,
     load_artifacts,
     parse_side,
     resolve_codecs,
@@ -193,7 +193,7 @@ def test_an_artifacts_hash_covers_its_numbers(tiny_artifact: Path, tmp_path: Pat
     next(t for name, t in tensors.items() if "codebook" in name).view(-1)[-1] += 1
     save_file(tensors, other / "codebooks.safetensors")
     artifacts = load_artifacts([tiny_artifact, same, other])
-    first, second, third = (artifact_sha256(artifact) for artifact in artifacts.values())
+    first, second, third = (codecs_sha256(artifact.codecs) for artifact in artifacts.values())
     assert first == second != third
 
 

@@ -1,0 +1,31 @@
+"""Every family generates in every way as with transformers' own cache, given a lossless codec."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from functools import cache as remember
+
+import pytest
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from tests.cache.families import FAMILIES, build, oracle
+from tests.cache.ways import WAYS
+
+
+@remember
+def _model(family: str) -> PreTrainedModel:
+    return build(family)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lossless_cache_changes_nothing(family: str, way: str) -> None:
+    model = _model(family)
+    wanted = WAYS[way](model, lambda: nullcontext(DynamicCache(config=model.config)))
+    got = WAYS[way](model, lambda: oracle(model))
+    for want, have in zip(wanted, got, strict=True):
+        if want.is_floating_point():
+            assert (want - have).abs().max() < 1e-4 * want.abs().max()
+        else:
+            assert torch.equal(want, have)
