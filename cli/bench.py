@@ -75,3 +75,89 @@ def encode(
                 [[row[column] for column in columns] for row in result["rows"]],
             ),
         )
+
+
+def memory(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]", help="A hub id, folder or .gguf file.", show_default=False
+        ),
+    ] = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Instead of MODEL: one of that shape with random weights (llama-3.1-8b, "
+            "smollm2-135m).",
+            show_default=False,
+        ),
+    ] = None,
+    codebook: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARTIFACT",
+            help="Codebooks: a folder or hub id.",
+            show_default="random ones of --bits",
+        ),
+    ] = None,
+    bits: Annotated[float, typer.Option(help="Bits an element of random codebooks.")] = 1.0,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", help="Tokens. May be repeated.", show_default="8192"),
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode after it.")] = 16,
+    window: options.Window = 128,
+    sinks: options.Sinks = 4,
+    prefill_chunk: Annotated[
+        int, typer.Option(min=1, help="Tokens of the prompt that run at once.")
+    ] = 2048,
+    device: options.Device = "auto",
+    dtype: options.DType = "bfloat16",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure what a context takes in memory, beside transformers' own cache."""
+    with session(as_json=as_json, quiet=quiet, debug=debug) as ui:
+        from commvq_cli.tables import rows, size
+
+        from commvq_core.bench.memory import MemoryBench, bench_memory
+
+        result = bench_memory(
+            MemoryBench(
+                model=model,
+                shape=shape,
+                codebook=None if codebook is None else options.artifact_path(codebook),
+                bits=bits,
+                contexts=tuple(context or (8192,)),
+                new_tokens=new_tokens,
+                window=window,
+                sinks=sinks,
+                prefill_chunk=prefill_chunk,
+                device=device,
+                dtype=dtype,
+            ),
+            ui.progress,
+        )
+        sizes = ("peak_bytes", "steady_bytes", "cache_bytes", "fp16_cache_bytes", "codebook_bytes")
+        ui.result(
+            result,
+            lambda: rows(
+                f"{result['source']}, {result['device']}, {result['dtype']}",
+                [
+                    *("cache", "tokens", "peak", "after", "cache itself", "fp16 by arithmetic"),
+                    *("codebooks", "prefill s", "tokens/s"),
+                ],
+                [
+                    [
+                        row["impl"],
+                        row["context"],
+                        *(size(row[name]) for name in sizes),
+                        row["prefill_seconds"],
+                        row["tokens_per_second"],
+                    ]
+                    for row in result["rows"]
+                ],
+            ),
+        )

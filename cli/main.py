@@ -70,6 +70,7 @@ app.command("doctor")(doctor.command)
 _bench = typer.Typer(help="Measure this machine.")
 _bench.command("train")(bench.train)
 _bench.command("encode")(bench.encode)
+_bench.command("memory")(bench.memory)
 app.add_typer(_bench, name="bench")
 
 

@@ -209,7 +209,7 @@ def load_model(
     computes fp16 slowly. Raises InputError when there is no such model or it can't be compressed.
     """
     progress = progress or Silent()
-    target = _device(device)
+    target = choose_device(device)
     path = Path(source).expanduser()
     if path.is_file():
         folder, extra = _gguf(path)
@@ -228,7 +228,8 @@ def load_model(
     return LoadedModel(model, tokenizer, describe_model(model), source)
 
 
-def _device(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
+    """ "auto" is CUDA where there is one. Raises InputError for what this machine has not."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -242,7 +243,8 @@ def _device(device: str) -> torch.device:
     return target
 
 
-def _dtype(dtype: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype: str, stored: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """What a checkpoint of dtype `stored` is loaded as; see load_model. Raises InputError."""
     names = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype in names:
         return names[dtype]
@@ -271,7 +273,7 @@ def _from_pretrained(
     try:
         config = AutoConfig.from_pretrained(folder, **extra)
         stored = None if extra else getattr(config, "dtype", None)
-        chosen = _dtype(dtype, stored, device)
+        chosen = choose_dtype(dtype, stored, device)
         tokenizer = AutoTokenizer.from_pretrained(folder, **extra)
         # The config goes in, since reading it from a .gguf file takes seconds.
         model, report = AutoModelForCausalLM.from_pretrained(

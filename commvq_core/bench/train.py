@@ -8,9 +8,6 @@ judged on keys that they did not see, by plain squared error.
 from __future__ import annotations
 
 import multiprocessing
-import re
-import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +20,7 @@ from torch import Tensor
 
 from commvq_core import ops
 from commvq_core.bench.dense import dense_e_step, dense_encode
+from commvq_core.bench.peak import peak_bytes
 from commvq_core.codecs.additive import AdditiveCodec
 from commvq_core.codecs.base import FitData, SideSpec
 from commvq_core.codecs.norms import token_norm
@@ -125,7 +123,7 @@ def _measure(name: str, rows: Tensor, spec: SideSpec, config: TrainBench) -> dic
     torch.set_num_threads(config.threads)
     _warm_up()
     learn, judge = _split(rows)
-    before, began = _peak_bytes(forget=True), time.perf_counter()
+    before, began = peak_bytes(forget=True), time.perf_counter()
     if name == "default":
         plan = AdditiveCodec.plan(spec, config.bits)
         data = FitData(learn[:, None], torch.eye(spec.head_dim)[None], config.seed)
@@ -142,7 +140,7 @@ def _measure(name: str, rows: Tensor, spec: SideSpec, config: TrainBench) -> dic
             e_step=dense_e_step if name == "published-dense" else em.e_step,
         )
         bits = 12.0 * rounds / spec.head_dim
-    seconds, peak = time.perf_counter() - began, _peak_bytes() - before
+    seconds, peak = time.perf_counter() - began, peak_bytes() - before
     result: dict[str, Any] = {"impl": name, "bits_per_element": bits, "seconds": seconds}
     if name == "default":
         codec = AdditiveCodec.join(spec, plan, [unit])
@@ -192,16 +190,3 @@ def _warm_up() -> None:
     torch.linalg.solve(
         torch.eye(4, dtype=torch.complex128), torch.ones(4, 2, dtype=torch.complex128)
     )
-
-
-def _peak_bytes(*, forget: bool = False) -> int:
-    """The most memory this process has held; with `forget`, the count begins anew here (Linux)."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        if forget:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii"))
-        if found:
-            return int(found[1]) * 1024
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -128,10 +128,27 @@ def running_cache() -> CommVQCache | None:
 
 def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    AttentionMaskInterface.register(ATTENTION, _mask)
+
+
+def _mask(**given: Any) -> Tensor | None:
+    """SDPA's mask, but none for plain causal attention, which needs no mask to be computed.
+
+    A mask of a piece of a long prompt would have as many entries as the piece's scores: half a
+    gigabyte for 4,096 tokens in a context of 128K.
+    """
+    from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+    padding = given.get("attention_mask")
+    if (
+        given.get("mask_function") is causal_mask_function
+        and given.get("allow_is_causal_skip", True)
+        and (padding is None or bool(padding.all()))
+    ):
+        return None
+    return sdpa_mask(**given)
 
 
 def _attention(
@@ -158,7 +175,9 @@ def _attention(
             layer, query, attention_mask, scaling=scaling, softcap=softcap, sink_logits=s_aux
         )
         return output, None
-    if softcap is None and s_aux is None:
+    # SDPA's own causal masks are of squares.
+    plain = attention_mask is not None or query.shape[2] in (1, key.shape[2])
+    if softcap is None and s_aux is None and plain:
         # Everything that is seen is exact: torch's kernels serve.
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -181,7 +200,7 @@ def _exact(
     softcap: float | None,
     sink_logits: Tensor | None,
 ) -> Tensor:
-    """Plain attention with soft-capping and learnt sinks, which SDPA does not have."""
+    """Plain attention with what SDPA does not have: soft-capping, learnt sinks, later queries."""
     kv_heads, tokens = key.shape[1], key.shape[2]
     first = tokens - query.shape[2]
     columns = torch.arange(tokens, device=query.device)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-PREFILL_CHUNK = 4096  # tokens a forward pass
+PREFILL_CHUNK = 2048  # tokens a forward pass
 # What a decoder may be asked for that it would then give for one piece only.
 _WHOLE = ("output_attentions", "output_hidden_states")
 

@@ -137,7 +137,7 @@ def oracle(model: PreTrainedModel, **options: Any) -> CommVQCache:
 def build_like(model: PreTrainedModel, noise: float) -> PreTrainedModel:
     """A copy whose weights are a little off."""
     config = copy.deepcopy(model.config)
-    twin = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    twin = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     twin.load_state_dict(model.state_dict())
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

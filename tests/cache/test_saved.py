@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from commvq_core.artifact import load_artifact
 from commvq_core.cache.cache import CommVQCache
 from commvq_core.errors import InputError
-from tests.cache.families import build, build_like, identity_codecs, oracle
+from tests.cache.families import build, build_like, oracle
 from tests.cache.ways import prompt
 
 OPTIONS = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6}
