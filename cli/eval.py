@@ -118,6 +118,12 @@ def command(
             sinks=sinks,
             only=side,
         )
+        own = codecs[-1].own_cache
+        if own:
+            ui.progress.message(
+                f"{len(own)} of {len(loaded.spec.layers)} layers keep their own cache (a sliding "
+                "window or other state); bits count the others"
+            )
         result = evaluate_to_file(
             loaded, codecs, chosen, out, overwrite=overwrite, resume=resume, progress=ui.progress
         )

@@ -188,10 +188,26 @@ def describe_and_probe(model: PreTrainedModel) -> tuple[AttentionSpec, dict[int,
     return AttentionSpec(**fields, layers=tuple(layers), fingerprint=fingerprint), probed
 
 
-def _refuse_dynamic_rope(name: str, config: Any) -> None:
+def _rope_parameters(config: Any) -> list[dict[str, Any]]:
+    """What a config says of its rotary embeddings, one entry or one a kind of layer."""
     parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    for entry in [parameters, *nested]:
+    return [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+
+
+def longest_rotation(config: Any) -> int | None:
+    """How many positions rotate alike: longrope takes other frequencies past so many, else None."""
+    text = config.get_text_config(decoder=True)
+    limits = [
+        entry.get("original_max_position_embeddings")
+        or getattr(text, "original_max_position_embeddings", None)
+        for entry in _rope_parameters(text)
+        if entry.get("rope_type") == "longrope"
+    ]
+    return min((int(limit) for limit in limits if limit), default=None)
+
+
+def _refuse_dynamic_rope(name: str, config: Any) -> None:
+    for entry in _rope_parameters(config):
         if entry.get("rope_type") == "dynamic":
             raise InputError(
                 f"{name} uses dynamic-NTK RoPE, which changes with the context's length",

@@ -80,7 +80,11 @@ def bench_memory(config: MemoryBench, progress: Progress | None = None) -> dict[
     return {
         "source": config.model or f"{config.shape}, random weights",
         **facts,
-        "settings": {**asdict(config), "codebook": config.codebook and str(config.codebook)},
+        "settings": {
+            **asdict(config),
+            "codebook": None if config.codebook is None else str(config.codebook),
+            "contexts": list(config.contexts),
+        },
         "rows": rows,
     }
 

@@ -19,7 +19,7 @@ from commvq_core.cache.prefill import PREFILL_CHUNK
 from commvq_core.codecs.base import Codec
 from commvq_core.codecs.digest import LayerCodecs, codecs_sha256
 from commvq_core.errors import InputError
-from commvq_core.models import AttentionSpec, describe_and_probe
+from commvq_core.models import AttentionSpec, describe_and_probe, longest_rotation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,7 +58,7 @@ class CommVQCache(Cache):
                 "give a window and chunk of 1 or more, sinks of 0 or more",
             )
         spec, probed = _describe(model)
-        self.positions = Positions()
+        self.positions = Positions(longest_rotation(model.config))
         self.prefill_chunk = prefill_chunk
         layers: list[Any] = DynamicCache(config=model.config).layers
         for layer in spec.compressible:

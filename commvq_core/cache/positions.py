@@ -10,13 +10,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from commvq_core.errors import InputError
 from commvq_core.rope import Rotary
 
 
 class Positions:
-    """int32 [rows, tokens], rows = 1 while all rows of the batch agree, else the batch."""
+    """int32 [rows, tokens], rows = 1 while all rows of the batch agree, else the batch.
 
-    def __init__(self) -> None:
+    `limit` is the first position that the model would rotate by other frequencies (longrope), if
+    there is one.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
         self._ids: Tensor | None = None
         self._tables: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
 
@@ -33,7 +39,15 @@ class Positions:
         self._ids = ids
 
     def begin_forward(self, length: int, ids: Tensor) -> None:
-        """Append the positions `ids` [rows, n] behind the first `length` tokens."""
+        """Append the positions `ids` [rows, n] behind the first `length` tokens.
+
+        Raises InputError for a position past the limit: keys in the cache were rotated otherwise.
+        """
+        if self._limit is not None and int(ids.max()) >= self._limit:
+            raise InputError(
+                f"this model's longrope changes its frequencies past {self._limit:,} tokens",
+                "keep compressed contexts shorter than that",
+            )
         self._tables.clear()
         ids = ids.to(torch.int32)
         if ids.shape[0] > 1 and bool((ids == ids[:1]).all()):

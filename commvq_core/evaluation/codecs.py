@@ -27,6 +27,8 @@ class EvalCodec:
 
     `open(strict)` is a context manager that gives a fresh cache for one example, with `nbytes`.
     `identity` tells this codec from every other: it decides whether --resume may use old records.
+    `own_cache` are the layers that keep transformers' own cache, which bits and bytes of codebooks
+    leave out.
     """
 
     name: str
@@ -34,6 +36,7 @@ class EvalCodec:
     resident_bytes: int
     identity: dict[str, Any]
     open: Callable[[bool], AbstractContextManager[Any]]
+    own_cache: tuple[int, ...] = ()
 
 
 def resolve_codecs(
@@ -129,5 +132,10 @@ def _from_artifact(
         "sinks": sinks,
     }
     return EvalCodec(
-        artifact.name, artifact.bits_per_element, artifact.resident_bytes, identity, fresh
+        artifact.name,
+        artifact.bits_per_element,
+        artifact.resident_bytes,
+        identity,
+        fresh,
+        own_cache=tuple(layer.index for layer in artifact.spec.layers if not layer.compressible),
     )

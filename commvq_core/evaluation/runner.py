@@ -156,6 +156,7 @@ def _result(
                 "codec": codec.name,
                 "bits_per_element": codec.bits_per_element,
                 "resident_bytes": codec.resident_bytes,
+                "layers_with_their_own_cache": list(codec.own_cache),
                 "metrics": task.metrics(own, baseline),
                 "seconds": round(sum(record["seconds"] for record in own), 3),
                 "context": own[longest]["context"],

@@ -79,7 +79,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
-    "mistral-sliding": (
+    "qwen2-sliding": (
         "Qwen2Config",
         {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1},
     ),

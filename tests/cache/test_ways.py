@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from tests.cache.compatibility import PAGE, page
 from tests.cache.families import FAMILIES, build, oracle
 from tests.cache.ways import WAYS
 
@@ -29,3 +30,7 @@ def test_a_lossless_cache_changes_nothing(family: str, way: str) -> None:
             assert (want - have).abs().max() < 1e-4 * want.abs().max()
         else:
             assert torch.equal(want, have)
+
+
+def test_the_page_on_compatibility_is_the_matrix() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page()

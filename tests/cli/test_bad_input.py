@@ -234,6 +234,12 @@ def test_evaluations_that_make_no_sense(
     assert list(tmp_path.iterdir()) == []
 
 
+def _any_safetensors(folder: Path) -> Path:
+    path = folder / "any.safetensors"
+    save_file({"a": torch.zeros(1)}, path)
+    return path
+
+
 def test_prompts_that_make_no_sense(tiny_model_dir: Path, tmp_path: Path) -> None:
     binary = tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe\x00")
@@ -246,3 +252,10 @@ def test_prompts_that_make_no_sense(tiny_model_dir: Path, tmp_path: Path) -> Non
     assert "empty" in refusal("generate", tiny_model_dir, "--prompt", " ")
     assert "empty" in refusal("generate", tiny_model_dir, "--prompt-file", "-", stdin="")
     assert "at most" in refusal("generate", tiny_model_dir, "--prompt", "word " * 5000)
+    one = ("generate", tiny_model_dir, "--prompt", "word")
+    assert "fp16" in refusal(*one, "--save-cache", tmp_path / "cache")
+    assert "no saved cache" in refusal(*one, "--load-cache", _any_safetensors(tmp_path))
+    assert "does not exist" in refusal(*one, "--load-cache", tmp_path / "missing")
+    assert "exists already" in refusal(
+        *one, "--codebook", tmp_path, "--save-cache", _any_safetensors(tmp_path)
+    )

@@ -21,10 +21,13 @@ CONTRACT = {
     "inspect": "CALIB|RUN|ARTIFACT",
     "eval": "MODEL --codebook --codec --task --dataset --limit --max-length --out --overwrite "
     "--resume",
-    "generate": "MODEL --codebook --prompt --prompt-file --max-new-tokens",
+    "generate": "MODEL --codebook --prompt --prompt-file --max-new-tokens --save-cache "
+    "--load-cache --overwrite",
     "doctor": "",
     "bench train": "--calibration --layer --head --bits --tokens --steps --threads --seed",
     "bench encode": "--threads",
+    "bench memory": "[MODEL] --shape --codebook --bits --context --new-tokens --window --sinks "
+    "--prefill-chunk --device --dtype",
 }
 COMMANDS = list(CONTRACT)
 
@@ -97,6 +100,7 @@ def test_a_group_without_a_command_names_its_own() -> None:
     result = commvq("bench")
     assert result.exit_code == 2
     expected = (
-        "error: no command was given: choose one of train, encode (see commvq bench --help)\n"
+        "error: no command was given: choose one of train, encode, memory "
+        "(see commvq bench --help)\n"
     )
     assert result.stderr == expected

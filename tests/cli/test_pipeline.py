@@ -195,3 +195,24 @@ def test_overwrite_replaces_and_resume_continues(
     assert tree(out) == first
     succeed(*shared, "--tokens", 1024, "--out", out, "--overwrite")
     assert tree(out) != first
+
+
+def test_a_saved_cache_goes_on_where_it_stopped(
+    work: dict[str, Any], tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    saved, raw = tmp_path / "cache", ("--raw", "--window", 16)
+    shared = ("generate", tiny_model_dir, "--codebook", work["folder"] / "artifact", *raw)
+    text = "the words " * 30
+    whole = succeed_json(*shared, "--prompt", text, "--max-new-tokens", 9)
+    first = succeed_json(*shared, "--prompt", text, "--max-new-tokens", 4, "--save-cache", saved)
+    # The codebooks are found by themselves; nothing of the prompt runs again.
+    again = ("generate", tiny_model_dir, "--load-cache", saved, "--raw")
+    second = succeed_json(*again, "--max-new-tokens", 5)
+    assert first["text"] + second["text"] == whole["text"]
+    assert second["cache_tokens"] == whole["cache_tokens"]
+    assert second["codec"] == whole["codec"]
+    turn = succeed_json(
+        *again, "--prompt", " more", "--max-new-tokens", 2, "--save-cache", saved, "--overwrite"
+    )
+    assert turn["prompt_tokens"] > first["prompt_tokens"] + 4
+    assert succeed_json(*again, "--max-new-tokens", 1)["prompt_tokens"] == turn["prompt_tokens"] + 2
