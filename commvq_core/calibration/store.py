@@ -158,11 +158,18 @@ class CalibrationStore:
         assert self.manifest.chunks_done == self.manifest.chunks
         self._write_manifest(replace(self.manifest, complete=True))
 
-    def load(self, layer: int, side: Literal["key", "value"]) -> Tensor:
-        """All stored keys or values of a layer, [token_count, kv_heads, head_dim].
+    def load(
+        self,
+        layer: int,
+        side: Literal["key", "value"],
+        heads: slice = slice(None),
+        most: int | None = None,
+    ) -> Tensor:
+        """Stored keys or values of a layer, [tokens, heads, head_dim].
 
-        The dtype is the manifest's; float32 where some chunks had to be stored as bf16 because they
-        overflowed fp16.
+        All tokens, or at most `most` of them, evenly spread; read shard by shard, so that the
+        memory is that of the result. The dtype is the manifest's; float32 where some chunks had to
+        be stored as bf16 because they overflowed fp16.
         """
         from safetensors import safe_open
 
@@ -173,14 +180,17 @@ class CalibrationStore:
             with safe_open(path, "pt") as shard:
                 dtypes.add(_STORED[shard.get_slice(name).get_dtype()])
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        step = 1 if most is None else -(-self.token_count // most)
+        count = len(range(spec.kv_heads)[heads])
         # Filled in place: joining a list of chunks would need the memory twice.
-        result = torch.empty(self.token_count, spec.kv_heads, spec.head_dim, dtype=dtype)
-        start = 0
+        result = torch.empty(-(-self.token_count // step), count, spec.head_dim, dtype=dtype)
+        seen = filled = 0
         for path in paths:
             with safe_open(path, "pt") as shard:
-                part = shard.get_tensor(name)
-            result[start : start + len(part)] = part
-            start += len(part)
+                part = shard.get_slice(name)[:, heads]
+            kept = part[-seen % step :: step]
+            result[filled : filled + len(kept)] = kept
+            seen, filled = seen + len(part), filled + len(kept)
         return result
 
     def query_energy(self, layer: int) -> Tensor:

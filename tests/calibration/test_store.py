@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from commvq_core.calibration import store as store_module
+from commvq_core.calibration import vectors
 from commvq_core.calibration.store import CalibrationStore, LayerChunk, narrow
 from commvq_core.errors import InputError
 from tests.calibration.stores import contents, fill, finish, layer_chunk, manifest
@@ -228,3 +229,24 @@ def test_a_disk_that_is_full_at_the_manifest_does_not_count_the_chunk(
         fill(store, chunks=1)
     assert store.manifest.chunks_done == 0
     assert CalibrationStore.open(tmp_path, require_complete=False).manifest.chunks_done == 0
+
+
+@pytest.mark.parametrize("most", [1, 7, 13, 31, 32, 100])
+def test_a_share_of_the_tokens_is_evenly_spread(most: int, tmp_path: Path) -> None:
+    """What a fit reads, whatever the size of the calibration."""
+    store = CalibrationStore.create(tmp_path, manifest())
+    keys = torch.cat([chunk[0].keys for chunk in fill(store)]).half()
+    step = -(-len(keys) // most)
+    few = store.load(0, "key", slice(1, 2), most)
+    assert len(few) <= most
+    assert torch.equal(few, keys[::step, 1:2])
+
+
+def test_a_fit_reads_so_many_tokens_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CalibrationStore.create(tmp_path, manifest())
+    fill(store)
+    monkeypatch.setattr(vectors, "MOST_TOKENS", 10)
+    layer = store.layers[0]
+    assert len(vectors.canonical_vectors(store, layer, "key")) == len(range(0, 64, 7))
