@@ -40,7 +40,7 @@ class CodeStore:
         """Add `codes` [batch, code_rows, n, code_bytes] behind what is there."""
         need = self.length + codes.shape[2]
         if self._data is None or need > self._data.shape[2]:
-            # No larger than it must be: moving it every 64 tokens costs a 32nd of reading it for each.
+            # No larger than it must be: moving it every 64 tokens is little beside reading it.
             capacity = -(-need // _GROWTH) * _GROWTH
             data = codes.new_zeros(*codes.shape[:2], capacity, codes.shape[3])
             if self._data is not None:

@@ -53,8 +53,11 @@ def test_lossless_cache_gives_the_logits_of_the_models_own(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_models_get_logits_within_their_own_rounding(dtype: torch.dtype) -> None:
-    exact, model = build("llama"), build("llama", dtype)
+@pytest.mark.parametrize("family", ["llama", "llama-yarn", "gemma3", "glm4", "smollm3", "olmo2"])
+def test_half_precision_models_get_logits_within_their_own_rounding(
+    family: str, dtype: torch.dtype
+) -> None:
+    exact, model = build(family), build(family, dtype)
     ids = torch.randint(3, 200, (1, sum(CHUNKS)))
     truth = torch.cat(list(_steps(exact, DynamicCache(config=exact.config), ids, None)), dim=1)
     plain = torch.cat(list(_steps(model, DynamicCache(config=model.config), ids, None)), dim=1)

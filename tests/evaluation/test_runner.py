@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,17 @@ def test_one_side_alone_leaves_the_other_exact(
     assert parse_side("key") == "key"
     with pytest.raises(InputError, match="give key or value"):
         parse_side("keys")
+
+
+def test_layers_that_keep_their_own_cache_are_named(
+    loaded: LoadedModel, tiny_artifact: Path, short: EvalOptions
+) -> None:
+    (artifact,) = load_artifacts([tiny_artifact]).values()
+    layers = (artifact.spec.layers[0], replace(artifact.spec.layers[1], compressible=False))
+    mixed = replace(artifact, spec=replace(artifact.spec, layers=layers))
+    codecs = resolve_codecs(loaded, artifacts={"mixed": mixed}, window=32, sinks=2)
+    result = evaluate(loaded, codecs, Perplexity(short))
+    assert [entry["layers_with_their_own_cache"] for entry in result["results"]] == [[], [1]]
 
 
 def test_an_artifacts_hash_covers_its_numbers(tiny_artifact: Path, tmp_path: Path) -> None:
