@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from commvq_core.errors import InputError
+from commvq_core.ops import ATTEND_BLOCK
 from commvq_core.rope import Rotary
 
 
@@ -69,6 +70,38 @@ class Positions:
             cos, sin = rotary.cos_sin(self._ids[:, start:stop], dtype)
             self._tables[key] = (cos[:, None], sin[:, None])
         return self._tables[key]
+
+    def turns(self, rotary: Rotary, stop: int, first_valid: Tensor) -> tuple[Tensor, Tensor] | None:
+        """How tokens 0 to stop - 1 turn, block by block, as ops.additive_attend takes it.
+
+        None unless each row's positions rise by one from its first real token [batch] on. Computed
+        once a forward pass for all layers that rotate alike.
+        """
+        key = (id(rotary), -1, stop)
+        if key not in self._tables:
+            found = self._turns(rotary, stop, first_valid)
+            if found is None:
+                return None
+            self._tables[key] = found
+        return self._tables[key]
+
+    def _turns(
+        self, rotary: Rotary, stop: int, first_valid: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        assert self._ids is not None
+        slots = torch.arange(stop, device=self._ids.device)
+        offsets = self._ids[:, :stop].long() - slots
+        shift = offsets[:, -1:]
+        if not bool(((offsets == shift) | (slots < first_valid[:, None])).all()):
+            return None
+        frequencies = rotary.inv_freq.to(shift.device).double()
+        starts = torch.arange(0, stop, ATTEND_BLOCK, device=shift.device) + shift
+        angles = starts[..., None] * frequencies
+        turns = torch.stack((angles.cos(), angles.sin()), dim=-1).flatten(-2).float()
+        angles = torch.arange(ATTEND_BLOCK, device=shift.device)[:, None] * frequencies
+        sines = torch.stack((-angles.sin(), angles.sin()), dim=-1).flatten(-2)
+        steps = torch.cat((angles.cos().repeat_interleave(2, dim=-1), sines), dim=-1).float()
+        return turns, steps
 
     def end_forward(self) -> None:
         """Drop the tables."""

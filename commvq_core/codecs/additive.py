@@ -125,6 +125,16 @@ class AdditiveCodec(FittedCodec):
         decoded = summed.view(batch, heads, tokens, self.subs * self._config.sub_dim)
         return self._transform(decoded, self.inverse)
 
+    @property
+    def books(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(codewords int8, scales, inverse) for attention over the codes as they are.
+
+        None when a code is not a byte. See the class for shapes.
+        """
+        if self._config.code_bits != 8:
+            return None
+        return self._books, self._scales, self.inverse
+
     def symbols(self, codes: Tensor) -> tuple[Tensor, int]:
         count = self.subs * self._config.stages
         return ops.unpack_codes(codes, self._config.code_bits, count), self._config.codewords

@@ -15,10 +15,13 @@ from torch import Tensor
 from commvq_core.ops import fake as _fake  # noqa: F401  (registers)
 from commvq_core.ops import reference as _reference  # noqa: F401  (registers)
 from commvq_core.ops.load import NativeInfo, load_native
-from commvq_core.ops.schema import packed_width
+from commvq_core.ops.schema import ATTEND_BLOCK, packed_width
 
 __all__ = [
+    "ATTEND_BLOCK",
+    "MAX_QUERIES",
     "NativeInfo",
+    "additive_attend",
     "additive_encode",
     "encoding_layout",
     "native_available",
@@ -31,6 +34,7 @@ __all__ = [
 
 MAX_CODEWORDS = 256  # a code is one byte
 MAX_PRODUCT = 1024  # codewords of a product codebook
+MAX_QUERIES = 256  # rows of queries that share a KV head in one call of additive_attend
 
 _NATIVE = load_native(Path(__file__).resolve().parent.parent)
 
@@ -43,6 +47,121 @@ def native_available() -> bool:
 def native_info() -> NativeInfo:
     """What runs the operators here, and if not compiled kernels, why."""
     return _NATIVE
+
+
+def additive_attend(
+    query: Tensor,
+    key_codes: Tensor,
+    key_books: Tensor,
+    key_scales: Tensor,
+    value_codes: Tensor,
+    value_books: Tensor,
+    value_scales: Tensor,
+    turns: Tensor,
+    steps: Tensor,
+    first: Tensor,
+    stop: int,
+    softcap: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention of a few queries over tokens whose keys and values are additive codes.
+
+    A token's key is the sum of its codewords, rotated to its position; its value the sum of its
+    codewords. Token t turns by turns[t // 64] times steps[t % 64], as complex numbers a pair: the
+    start of its block and the rest, so that no table grows with the context. No key or value is
+    ever kept, and all of it is float32. (design: rotation folded into the query, since sums of
+    codewords commute with RoPE.)
+
+    Args:
+        query: float32 [batch, kv_heads, queries, head_dim], scaled and rotated, pairs as
+            neighbours; the queries of all heads that share the KV head, at most 256.
+        key_codes, value_codes: uint8 [batch, kv_heads, at least `stop`, subs * stages]; may be a
+            view, its last axis contiguous.
+        key_books, value_books: int8 [kv_heads, subs, stages, 256, sub_dim].
+        key_scales, value_scales: float32 [kv_heads, subs, stages], what a unit of a book is worth.
+        turns: float32 [1 or batch, blocks, rotary_dim]: cos and sin of each pair, interleaved, at
+            the first token of every block of 64.
+        steps: float32 [64, 2 * rotary_dim]: cosines of every dim at 0 to 63 tokens on, then the
+            sines, negative on even dims.
+        first: int64 [batch], the first token that a row's queries see.
+        stop: they see tokens first to stop - 1.
+        softcap: scores become softcap * tanh(score / softcap); 0 leaves them.
+
+    Returns:
+        (weighted float32, of query's shape: the sum over tokens of exp(score - peak) * value; peak
+        and total float32 [batch, kv_heads, queries], the largest score and the sum of
+        exp(score - peak)). Rows that see nothing get 0, -infinity and 0.
+
+    Raises:
+        TypeError: a tensor of another dtype, `stop` not an int.
+        ValueError: shapes that do not fit each other.
+    """
+    for name, value in (
+        ("query", query),
+        ("key_scales", key_scales),
+        ("value_scales", value_scales),
+        ("turns", turns),
+        ("steps", steps),
+    ):
+        _check_tensor(name, value, torch.float32)
+    _check_tensor("first", first, torch.int64)
+    _check_int("stop", stop)
+    if query.dim() != 4 or not 1 <= query.shape[2] <= MAX_QUERIES:
+        raise ValueError(
+            f"query must be [batch, kv_heads, 1 to {MAX_QUERIES} queries, head_dim], "
+            f"not {list(query.shape)}"
+        )
+    batch, heads, _, dim = query.shape
+    for side, codes, books, scales in (
+        ("key", key_codes, key_books, key_scales),
+        ("value", value_codes, value_books, value_scales),
+    ):
+        _check_tensor(f"{side}_codes", codes, torch.uint8)
+        _check_tensor(f"{side}_books", books, torch.int8)
+        fits = (
+            books.dim() == 5
+            and books.shape[0] == heads
+            and books.shape[1] * books.shape[4] == dim
+            and books.shape[3] == MAX_CODEWORDS
+            and scales.shape == books.shape[:3]
+            and codes.dim() == 4
+            and codes.shape[:2] == (batch, heads)
+            and codes.shape[2] >= stop >= 0
+            and codes.shape[3] == books.shape[1] * books.shape[2]
+        )
+        if not fits:
+            raise ValueError(
+                f"{side}_codes {list(codes.shape)}, {side}_books {list(books.shape)} and "
+                f"{side}_scales {list(scales.shape)} do not fit query {list(query.shape)} and "
+                f"stop {stop}"
+            )
+    blocks = -(-stop // ATTEND_BLOCK)
+    if (
+        turns.dim() != 3
+        or turns.shape[0] not in (1, batch)
+        or turns.shape[1] < blocks
+        or turns.shape[2] > dim
+        or turns.shape[2] % 2
+        or list(steps.shape) != [ATTEND_BLOCK, 2 * turns.shape[2]]
+        or list(first.shape) != [batch]
+    ):
+        raise ValueError(
+            f"turns {list(turns.shape)}, steps {list(steps.shape)} and first {list(first.shape)} "
+            f"do not fit query {list(query.shape)} and stop {stop}"
+        )
+    return torch.ops.commvq.additive_attend(
+        query,
+        key_codes,
+        key_books,
+        key_scales,
+        value_codes,
+        value_books,
+        value_scales,
+        turns,
+        steps,
+        first,
+        stop,
+        float(softcap),
+    )
 
 
 def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:

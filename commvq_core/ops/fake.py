@@ -8,6 +8,27 @@ from torch import Tensor
 from commvq_core.ops.schema import LIBRARY, NAMESPACE, packed_width
 
 
+def additive_attend(
+    query: Tensor,
+    key_codes: Tensor,
+    key_books: Tensor,
+    key_scales: Tensor,
+    value_codes: Tensor,
+    value_books: Tensor,
+    value_scales: Tensor,
+    turns: Tensor,
+    steps: Tensor,
+    first: Tensor,
+    stop: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        query.new_empty(query.shape),
+        query.new_empty(query.shape[:3]),
+        query.new_empty(query.shape[:3]),
+    )
+
+
 def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
     groups, tokens, _ = x.shape
     columns = codebooks.shape[1] * codebooks.shape[2]
@@ -34,5 +55,5 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     return packed.new_empty((*packed.shape[:-1], count))
 
 
-for _function in (additive_encode, pack_codes, product_estep, unpack_codes):
+for _function in (additive_attend, additive_encode, pack_codes, product_estep, unpack_codes):
     torch.library.register_fake(f"{NAMESPACE}::{_function.__name__}", _function, lib=LIBRARY)

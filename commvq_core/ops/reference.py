@@ -9,10 +9,69 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from commvq_core.ops.schema import LIBRARY, packed_width
+from commvq_core.ops.schema import ATTEND_BLOCK, LIBRARY, packed_width
 
 # Candidates (float32) held at once: 32 MB. Tokens are taken in chunks of as many as this allows.
 CANDIDATES_AT_ONCE = 1 << 23
+TOKENS_AT_ONCE = 512  # decoded at once in attention
+
+
+def additive_attend(
+    query: Tensor,
+    key_codes: Tensor,
+    key_books: Tensor,
+    key_scales: Tensor,
+    value_codes: Tensor,
+    value_books: Tensor,
+    value_scales: Tensor,
+    turns: Tensor,
+    steps: Tensor,
+    first: Tensor,
+    stop: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `commvq_core.ops.additive_attend`."""
+    rotary, device = turns.shape[2], query.device
+    start_turn = torch.view_as_complex(turns.unflatten(-1, (-1, 2)).contiguous())
+    step_turn = torch.complex(
+        steps[:, :rotary:2].contiguous(), steps[:, rotary + 1 :: 2].contiguous()
+    )
+    weighted = torch.zeros_like(query)
+    peak = query.new_full(query.shape[:3], -torch.inf)
+    total = torch.zeros_like(peak)
+    for start in range(0, stop, TOKENS_AT_ONCE):
+        tokens = torch.arange(start, min(stop, start + TOKENS_AT_ONCE), device=device)
+        part = slice(start, start + len(tokens))
+        keys = _decoded(key_codes[:, :, part], key_books, key_scales)
+        turn = start_turn[:, tokens // ATTEND_BLOCK] * step_turn[tokens % ATTEND_BLOCK]
+        pairs = torch.view_as_complex(keys[..., :rotary].unflatten(-1, (-1, 2)).contiguous())
+        turned = torch.view_as_real(pairs * turn[:, None]).flatten(-2)
+        keys = torch.cat((turned, keys[..., rotary:]), dim=-1)
+        scores = query @ keys.transpose(-1, -2)
+        if softcap > 0:
+            scores = softcap * torch.tanh(scores / softcap)
+        hidden = tokens[None, :] < first[:, None]
+        scores = scores.masked_fill(hidden[:, None, None], -torch.inf)
+        now = torch.maximum(peak, scores.amax(dim=-1))
+        safe = torch.where(now == -torch.inf, torch.zeros_like(now), now)
+        weights = torch.exp(scores - safe[..., None])
+        old = torch.exp(peak - safe)
+        total = total * old + weights.sum(dim=-1)
+        values = _decoded(value_codes[:, :, part], value_books, value_scales)
+        weighted = weighted * old[..., None] + weights @ values
+        peak = now
+    return weighted, peak, total
+
+
+def _decoded(codes: Tensor, books: Tensor, scales: Tensor) -> Tensor:
+    """uint8 [batch, heads, n, subs * stages] -> float32 [batch, heads, n, subs * sub_dim]."""
+    heads, subs, stages, size, sub_dim = books.shape
+    table = (books * scales[..., None, None]).view(heads * subs * stages * size, sub_dim)
+    offsets = torch.arange(heads * subs * stages, device=codes.device) * size
+    index = codes.int() + offsets.int().view(1, heads, 1, subs * stages)
+    rows = index.unflatten(-1, (subs, stages)).flatten(0, -2).contiguous()
+    summed = torch.nn.functional.embedding_bag(rows, table, mode="sum")
+    return summed.view(*codes.shape[:3], subs * sub_dim)
 
 
 def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
@@ -143,5 +202,5 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     return (stream.unflatten(-1, (count, bits)) << shifts).sum(dim=-1, dtype=torch.uint8)
 
 
-for _function in (additive_encode, pack_codes, product_estep, unpack_codes):
+for _function in (additive_attend, additive_encode, pack_codes, product_estep, unpack_codes):
     LIBRARY.impl(_function.__name__, _function, "CompositeExplicitAutograd")

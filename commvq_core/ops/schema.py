@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 
 NAMESPACE = "commvq"
+ATTEND_BLOCK = 64  # tokens that share one turn of the query, in attention over codes
 
 SCHEMAS = (
+    "additive_attend(Tensor query, Tensor key_codes, Tensor key_books, Tensor key_scales, "
+    "Tensor value_codes, Tensor value_books, Tensor value_scales, Tensor turns, Tensor steps, "
+    "Tensor first, int stop, float softcap) -> (Tensor, Tensor, Tensor)",
     "additive_encode(Tensor x, Tensor codebooks, int beam) -> Tensor",
     "pack_codes(Tensor codes, int bits) -> Tensor",
     "product_estep(Tensor products, Tensor norms, Tensor table, float temperature, bool squared) "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from commvq_core.ops import ATTEND_BLOCK
+
 
 def gaussian(
     groups: int = 1,
@@ -41,3 +43,37 @@ def product(tokens: int, count: int, dim: int = 12) -> tuple[Tensor, Tensor, Ten
     books = torch.randn(2, count, dim, generator=generator)
     table = (books[0][:, None] + books[1][None]).square().sum(dim=-1)
     return x @ (-2 * books.flatten(0, 1)).T, x.square().sum(dim=1), table
+
+
+def attention(
+    batch: int = 2,
+    heads: int = 2,
+    queries: int = 3,
+    dim: int = 16,
+    tokens: int = 100,
+    subs: int = 1,
+    stages: int = 3,
+    rotary: int = 16,
+    rows: int = 1,
+    spread: float = 0.3,
+) -> tuple[Tensor, ...]:
+    """Arguments of ops.additive_attend but the last two; rows begin at different tokens."""
+    generator = torch.Generator().manual_seed(11)
+
+    def side() -> tuple[Tensor, Tensor, Tensor]:
+        shape = (batch, heads, tokens, subs * stages)
+        codes = torch.randint(256, shape, generator=generator).to(torch.uint8)
+        shape = (heads, subs, stages, 256, dim // subs)
+        books = torch.randint(-127, 128, shape, generator=generator).to(torch.int8)
+        return codes, books, 0.02 * torch.rand(shape[:3], generator=generator)
+
+    query = spread * torch.randn(batch, heads, queries, dim, generator=generator)
+    frequencies = 100.0 ** -torch.linspace(0, 1, rotary // 2, dtype=torch.float64)
+    shift = torch.arange(rows)[:, None] - 5  # positions may begin below zero, at padding
+    starts = (torch.arange(0, max(tokens, 1), ATTEND_BLOCK) + shift)[..., None] * frequencies
+    turns = torch.stack((starts.cos(), starts.sin()), dim=-1).flatten(-2).float()
+    angles = torch.arange(ATTEND_BLOCK)[:, None] * frequencies
+    sines = torch.stack((-angles.sin(), angles.sin()), dim=-1).flatten(-2)
+    steps = torch.cat((angles.cos().repeat_interleave(2, dim=-1), sines), dim=-1).float()
+    first = torch.arange(batch) * 7
+    return query, *side(), *side(), turns, steps, first

@@ -16,7 +16,7 @@ import torch
 
 from commvq_core import ops
 from commvq_core.ops.load import load_native
-from tests.ops.cases import gaussian, integers, product
+from tests.ops.cases import attention, gaussian, integers, product
 
 REPOSITORY = Path(__file__).parents[2]
 REPORT = """
@@ -60,6 +60,8 @@ def rounded_digest() -> str:
         codes = ops.additive_encode(x.round(decimals=1), books.round(decimals=1), 8)
         found.update(codes.numpy().tobytes())
         for part in ops.product_estep(*product(tokens, 20), 0.3):
+            found.update(part.numpy().tobytes())
+        for part in ops.additive_attend(*attention(tokens=tokens, dim=40), tokens, 3.0):
             found.update(part.numpy().tobytes())
     return found.hexdigest()
 
@@ -128,6 +130,8 @@ def test_operators_pass_opcheck() -> None:
     codes = ops.additive_encode(x, books, 3)
     packed = ops.pack_codes(codes, 4)
     calls = [
+        (torch.ops.commvq.additive_attend, (*attention(), 90, 0.0)),
+        (torch.ops.commvq.additive_attend, (*attention(rotary=0), 0, 5.0)),
         (torch.ops.commvq.additive_encode, (x, books, 3)),
         (torch.ops.commvq.additive_encode, (x[:, :0], books, 1)),
         (torch.ops.commvq.additive_encode, (x, ops.encoding_layout(books), 8)),

@@ -1,0 +1,108 @@
+"""A few queries and the softmax-weighted sum of what they have seen so far."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Tile:
+    """A few queries and their softmax-weighted sum, which grows part by part. All float32.
+
+    Query heads that share a KV head are stacked: `query` [batch, kv_heads, groups * q, head_dim],
+    rotated and scaled. `weighted` / `total` is the attention output so far and `peak + log(total)`
+    its log-sum-exp. `slots` [q] are the queries' tokens.
+    """
+
+    def __init__(
+        self,
+        query: Tensor,
+        kv_heads: int,
+        slots: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+    ) -> None:
+        batch, heads, self.length, dim = query.shape
+        self.groups = heads // kv_heads
+        rows = query.float() * scaling
+        self.query = rows.reshape(batch, kv_heads, self.groups * self.length, dim)
+        self.slots, self.mask, self.softcap = slots, mask, softcap
+        self.peak = self.query.new_full((*self.query.shape[:-1], 1), -torch.inf)
+        self.total = torch.zeros_like(self.peak)
+        self.weighted = torch.zeros_like(self.query)
+
+    def add(
+        self, query: Tensor, keys: Tensor, values: Tensor, columns: Tensor, seen: Tensor | None
+    ) -> None:
+        """Attend to a part of the context.
+
+        `query` is `self.query`, perhaps reordered as `keys` [batch, kv_heads, n, head_dim] are;
+        `values` alike. `columns` [n] or [batch, n] are the tokens' slots. `seen` bool,
+        broadcastable to [batch, 1, q, n], says which tokens belong to this part for which query;
+        None: all do, and none lies ahead of a query.
+        """
+        scores = query @ keys.transpose(-1, -2)
+        if self.softcap is not None:
+            scores = scores.div_(self.softcap).tanh_().mul_(self.softcap)
+        if self.mask is not None or seen is not None:
+            batch, kv_heads, _, count = scores.shape
+            grouped = scores.view(batch, kv_heads, self.groups, self.length, count)
+            grouped += self._bias(columns, seen, kv_heads)
+        peak = torch.maximum(self.peak, scores.amax(dim=-1, keepdim=True))
+        # A row that has seen nothing yet keeps -inf; exp(-inf - 0) is the 0 that it needs.
+        safe = torch.where(peak == -torch.inf, torch.zeros_like(peak), peak)
+        weights = scores.sub_(safe).exp_()
+        old = torch.exp(self.peak - safe)
+        self.total = self.total * old + weights.sum(dim=-1, keepdim=True)
+        self.weighted = (self.weighted * old).add_(weights @ values)
+        self.peak = peak
+
+    def merge(self, weighted: Tensor, peak: Tensor, total: Tensor) -> None:
+        """Merge a part that was attended to elsewhere: [..., head_dim] and twice [...]."""
+        both = torch.maximum(self.peak, peak[..., None])
+        safe = torch.where(both == -torch.inf, torch.zeros_like(both), both)
+        old, new = torch.exp(self.peak - safe), torch.exp(peak[..., None] - safe)
+        self.total = self.total * old + total[..., None] * new
+        self.weighted = self.weighted * old + weighted * new
+        self.peak = both
+
+    def add_logits(self, logits: Tensor) -> None:
+        """Merge a column that has a score but no value: gpt-oss's learnt sinks, [heads]."""
+        rows = logits.float().view(1, self.query.shape[1], self.groups, 1)
+        rows = rows.repeat_interleave(self.length, dim=2)
+        peak = torch.maximum(self.peak, rows)
+        old = torch.exp(self.peak - peak)
+        self.total = self.total * old + torch.exp(rows - peak)
+        self.weighted = self.weighted * old
+        self.peak = peak
+
+    def output(self) -> Tensor:
+        """[batch, q, heads, head_dim]; queries that saw no token at all (padding) get zeros."""
+        batch, kv_heads, _, dim = self.query.shape
+        rows = self.weighted / self.total.clamp_min(1e-30)
+        return rows.view(batch, kv_heads * self.groups, self.length, dim).transpose(1, 2)
+
+    def _bias(self, columns: Tensor, seen: Tensor | None, kv_heads: int) -> Tensor:
+        """0 where a query may look, -inf where not (or the model's own additive mask).
+
+        [batch or 1, kv_heads or 1, groups or 1, q, n].
+        """
+        zero = torch.zeros((), device=columns.device)
+        if self.mask is None:
+            slots = columns if columns.dim() == 2 else columns[None]
+            ahead = slots[:, None, None, :] > self.slots[:, None]
+            allowed = ~ahead if seen is None else seen & ~ahead
+            return torch.where(allowed, zero, -torch.inf)[:, :, None]
+        if columns.dim() == 1:
+            part = self.mask[..., columns]
+        else:
+            rows = self.mask.expand(columns.shape[0], -1, -1, -1)
+            index = columns[:, None, None, :].expand(-1, rows.shape[1], rows.shape[2], -1)
+            part = rows.gather(-1, index.clamp(0, rows.shape[-1] - 1))
+        if part.dtype == torch.bool:
+            part = torch.where(part, zero, -torch.inf)
+        bias = part.float() if seen is None else torch.where(seen, part.float(), -torch.inf)
+        if bias.shape[1] == 1:
+            return bias[:, :, None]
+        return bias.unflatten(1, (kv_heads, self.groups))  # a mask of its own for every head

@@ -1,0 +1,163 @@
+"""additive_attend against attention over decoded, rotated tokens in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from commvq_core import ops
+from commvq_core.ops import reference
+from tests import reference as naive
+from tests.ops.cases import attention
+
+IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {
+    "op": ops.additive_attend,
+    "pytorch": reference.additive_attend,
+}
+
+
+def decoded(codes: Tensor, books: Tensor, scales: Tensor) -> np.ndarray:
+    """[batch, heads, tokens, dim] float64, one codeword after the other."""
+    heads, subs, stages, _, sub_dim = books.shape
+    batch, _, tokens, _ = codes.shape
+    out = np.zeros((batch, heads, tokens, subs, sub_dim))
+    table = books.double().numpy() * scales.double().numpy()[..., None, None]
+    for head in range(heads):
+        for sub in range(subs):
+            for stage in range(stages):
+                chosen = codes[:, head, :, sub * stages + stage].numpy()
+                out[:, head, :, sub] += table[head, sub, stage][chosen]
+    return out.reshape(batch, heads, tokens, subs * sub_dim)
+
+
+def by_definition(arguments: tuple[Tensor, ...], stop: int, softcap: float) -> Any:
+    """Output [batch, heads, queries, dim] and log-sum-exp [batch, heads, queries]."""
+    query, kc, kb, ks, vc, vb, vs, turns, steps, first = arguments
+    keys, values = decoded(kc, kb, ks), decoded(vc, vb, vs)
+    rotary = turns.shape[2]
+    tokens = np.arange(kc.shape[2])
+    start = naive.complex_pairs(turns.numpy())
+    step = steps[:, :rotary:2].double().numpy() + 1j * steps[:, rotary + 1 :: 2].double().numpy()
+    turn = start[:, tokens // 64] * step[tokens % 64]
+    pairs = naive.complex_pairs(keys[..., :rotary]) * turn[:, None]
+    keys[..., :rotary:2], keys[..., 1:rotary:2] = pairs.real, pairs.imag
+    output = np.zeros(query.shape)
+    sums = np.full(query.shape[:3], -np.inf)
+    for row, head, q in np.ndindex(*query.shape[:3]):
+        seen = slice(int(first[row]), stop)
+        scores = keys[row, head, seen] @ query[row, head, q].double().numpy()
+        if softcap:
+            scores = softcap * np.tanh(scores / softcap)
+        if len(scores):
+            weights = np.exp(scores - scores.max())
+            output[row, head, q] = weights @ values[row, head, seen] / weights.sum()
+            sums[row, head, q] = scores.max() + np.log(weights.sum())
+    return output, sums
+
+
+CASES = {
+    "one token": {"tokens": 1, "batch": 1},
+    "no whole block": {"tokens": 63},
+    "blocks": {"tokens": 128},
+    "several parts": {"tokens": 4500, "batch": 1},
+    "partial rotation": {"rotary": 6},
+    "no rotation": {"rotary": 0},
+    "narrow sub-vectors": {"dim": 40, "subs": 5, "rotary": 40},
+    "odd head": {"dim": 80, "subs": 2, "rotary": 80, "stages": 5},
+    "Llama 3.1 8B": {"dim": 128, "subs": 2, "stages": 8, "rotary": 128, "heads": 2},
+    "SmolLM2": {"dim": 64, "subs": 1, "stages": 8, "rotary": 64, "heads": 3},
+    "two bits": {"dim": 64, "stages": 16, "rotary": 64},
+    "many queries": {"queries": 70},
+    "rows of their own": {"rows": 2},
+    "large logits": {"spread": 60.0},
+}
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_attention_over_the_decoded_tokens(name: str, case: str, softcap: float) -> None:
+    arguments = attention(**CASES[case])
+    tokens = arguments[1].shape[2]
+    for stop in {tokens, max(1, tokens - 3)}:
+        weighted, peak, total = IMPLEMENTATIONS[name](*arguments, stop, softcap)
+        want, sums = by_definition(arguments, stop, softcap)
+        got = (weighted / total.clamp_min(1e-30)[..., None]).numpy()
+        # float32 scores are off by some 1e-7 of their size, weights by as much of one.
+        error = 3e-6 * max(1.0, float(peak[peak > -torch.inf].abs().max()))
+        assert np.abs(got - want).max() <= error * np.abs(want).max()
+        seen = np.isfinite(sums)
+        np.testing.assert_allclose(
+            (peak + total.log()).numpy()[seen], sums[seen], rtol=1e-5, atol=error
+        )
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_rows_that_see_nothing(name: str) -> None:
+    arguments = attention(batch=3, tokens=20)  # the third row begins at token 14
+    for stop in (0, 7):
+        weighted, peak, total = IMPLEMENTATIONS[name](*arguments, stop, 0.0)
+        blind = 3 if stop == 0 else 2
+        rows = slice(3 - blind, 3)
+        assert not weighted[rows].any()
+        assert not total[rows].any()
+        assert bool((peak[rows] == -torch.inf).all())
+        assert bool(total[: 3 - blind].bool().all())
+
+
+def test_a_view_of_a_larger_store_serves() -> None:
+    arguments = list(attention(tokens=150))
+    whole = ops.additive_attend(*arguments, 100, 0.0)
+    for index in (1, 4):
+        arguments[index] = arguments[index][:, :, :100]
+        assert not arguments[index].is_contiguous()
+    for a, b in zip(whole, ops.additive_attend(*arguments, 100, 0.0), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_threads_change_nothing() -> None:
+    arguments, threads = attention(tokens=5000), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = ops.additive_attend(*arguments, 5000)
+        torch.set_num_threads(4)
+        four = ops.additive_attend(*arguments, 5000)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(one, four, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "error"),
+    [
+        (0, torch.zeros(2, 2, 300, 16), ValueError),
+        (0, torch.zeros(2, 2, 3, 16).double(), TypeError),
+        (1, torch.zeros(2, 2, 50, 3).byte(), ValueError),
+        (2, torch.zeros(2, 1, 3, 16, 16).char(), ValueError),
+        (3, torch.zeros(2, 3), ValueError),
+        (4, torch.zeros(2, 2, 100, 4).byte(), ValueError),
+        (7, torch.zeros(1, 1, 16), ValueError),
+        (8, torch.zeros(64, 16), ValueError),
+        (9, torch.zeros(3).long(), ValueError),
+        (9, torch.zeros(2), TypeError),
+    ],
+)
+def test_wrong_arguments_are_named(index: int, value: Tensor, error: type[Exception]) -> None:
+    arguments = list(attention())
+    arguments[index] = value
+    with pytest.raises(error):
+        ops.additive_attend(*arguments, 100)
+
+
+def test_the_raw_operator_refuses_what_would_read_beyond_memory() -> None:
+    arguments = attention()
+    if ops.native_available():
+        for index, value in ((1, arguments[1][:, :, :50]), (7, arguments[7][:, :1])):
+            wrong = [*arguments[:index], value, *arguments[index + 1 :]]
+            with pytest.raises(RuntimeError, match="additive_attend"):
+                torch.ops.commvq.additive_attend(*wrong, 100, 0.0)
