@@ -82,7 +82,12 @@ struct Attend {
 
   // Tokens [begin, end) of one row and head: sums [queries, width], peaks and totals [queries].
   void run(
-      int64_t row, int64_t head, int64_t begin, int64_t end, float* sums, float* peaks,
+      int64_t row,
+      int64_t head,
+      int64_t begin,
+      int64_t end,
+      float* sums,
+      float* peaks,
       float* totals) const {
     const AttendKernels& kernels = attend_kernels();
     Buffer<float> turned(queries * width), tokens(kBlock * width), scores(queries * kPart);
@@ -100,8 +105,7 @@ struct Attend {
           keys.at(row, head, at), keys.token_stride, count, key_books, width, tokens.data());
       kernels.rotate(tokens.data(), count, width, rotary, steps + offset * 2 * rotary);
       kernels.score(
-          tokens.data(), count, width, turned.data(), queries, scores.data() + (at - begin),
-          kPart);
+          tokens.data(), count, width, turned.data(), queries, scores.data() + (at - begin), kPart);
       at += count;
     }
     const int64_t count = end - begin;
@@ -117,16 +121,20 @@ struct Attend {
       const int64_t some = std::min(end - at, kBlock);
       kernels.decode(
           values.at(row, head, at), values.token_stride, some, value_books, width, tokens.data());
-      kernels.add(
-          tokens.data(), some, width, scores.data() + (at - begin), kPart, queries, sums);
+      kernels.add(tokens.data(), some, width, scores.data() + (at - begin), kPart, queries, sums);
       at += some;
     }
   }
 };
 
 Side side_of(
-    const Tensor& codes, const Tensor& books, const Tensor& scales, int64_t batch, int64_t heads,
-    int64_t dim, int64_t stop) {
+    const Tensor& codes,
+    const Tensor& books,
+    const Tensor& scales,
+    int64_t batch,
+    int64_t heads,
+    int64_t dim,
+    int64_t stop) {
   STD_TORCH_CHECK(
       codes.scalar_type() == ScalarType::Byte && codes.dim() == 4 && codes.size(0) == batch &&
           codes.size(1) == heads && codes.size(2) >= stop,
@@ -148,7 +156,11 @@ Side side_of(
       codes.strides()[0],
       codes.strides()[1],
       codes.strides()[2],
-      {books.size(1), books.size(2), 256, books.size(4), books.const_data_ptr<int8_t>(),
+      {books.size(1),
+       books.size(2),
+       256,
+       books.size(4),
+       books.const_data_ptr<int8_t>(),
        scales.const_data_ptr<float>()},
       count * 256 * books.size(4),
       count};
@@ -224,7 +236,12 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
         continue;
       }
       work.run(
-          row, unit % heads, begin, end, part_sums.data() + job * size, own_peaks,
+          row,
+          unit % heads,
+          begin,
+          end,
+          part_sums.data() + job * size,
+          own_peaks,
           part_totals.data() + job * queries);
     }
   });

@@ -12,14 +12,18 @@ constexpr int64_t kBlock = 64; // tokens decoded at once; they share one turn of
 // The codebooks of one head, as they lie in memory.
 struct Books {
   int64_t subs, stages, codewords, sub_dim;
-  const int8_t* words;  // [subs, stages, codewords, sub_dim]
-  const float* scales;  // [subs, stages]
+  const int8_t* words; // [subs, stages, codewords, sub_dim]
+  const float* scales; // [subs, stages]
 };
 
 struct AttendKernels {
   // Decodes `count` tokens, whose codes are `stride` bytes apart, into rows of `out`.
   void (*decode)(
-      const uint8_t* codes, int64_t stride, int64_t count, const Books& books, int64_t width,
+      const uint8_t* codes,
+      int64_t stride,
+      int64_t count,
+      const Books& books,
+      int64_t width,
       float* out);
 
   // Rotates the first `rotary` dims of `count` rows in place; `steps` is a row of 2 * rotary
@@ -28,8 +32,13 @@ struct AttendKernels {
 
   // scores[r * stride + t] = query row r times row t.
   void (*score)(
-      const float* rows, int64_t count, int64_t width, const float* query, int64_t queries,
-      float* scores, int64_t stride);
+      const float* rows,
+      int64_t count,
+      int64_t width,
+      const float* query,
+      int64_t queries,
+      float* scores,
+      int64_t stride);
 
   // Replaces `count` scores by cap * tanh(score / cap).
   void (*cap)(float* scores, int64_t count, float cap);
@@ -39,8 +48,13 @@ struct AttendKernels {
 
   // sums[r] += sum over t of weights[r * stride + t] * row t.
   void (*add)(
-      const float* rows, int64_t count, int64_t width, const float* weights, int64_t stride,
-      int64_t queries, float* sums);
+      const float* rows,
+      int64_t count,
+      int64_t width,
+      const float* weights,
+      int64_t stride,
+      int64_t queries,
+      float* sums);
 };
 
 } // namespace commvq

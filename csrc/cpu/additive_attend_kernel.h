@@ -46,7 +46,11 @@ COMMVQ_INLINE float tree(const Lanes* parts) {
 }
 
 static void decode_codes(
-    const uint8_t* codes, int64_t stride, int64_t count, const Books& books, int64_t width,
+    const uint8_t* codes,
+    int64_t stride,
+    int64_t count,
+    const Books& books,
+    int64_t width,
     float* out) {
   const int64_t book = books.codewords * books.sub_dim;
   for (int64_t token = 0; token < count; ++token, codes += stride, out += width) {
@@ -96,8 +100,13 @@ static void rotate_rows(
 }
 
 static void score_rows(
-    const float* rows, int64_t count, int64_t width, const float* query, int64_t queries,
-    float* scores, int64_t stride) {
+    const float* rows,
+    int64_t count,
+    int64_t width,
+    const float* query,
+    int64_t queries,
+    float* scores,
+    int64_t stride) {
   for (int64_t token = 0; token < count; ++token, rows += width) {
     for (int64_t r = 0; r < queries; ++r) {
       const float* one = query + r * width;
@@ -166,8 +175,13 @@ static void cap_scores(float* scores, int64_t count, float cap) {
 }
 
 static void add_rows(
-    const float* rows, int64_t count, int64_t width, const float* weights, int64_t stride,
-    int64_t queries, float* sums) {
+    const float* rows,
+    int64_t count,
+    int64_t width,
+    const float* weights,
+    int64_t stride,
+    int64_t queries,
+    float* sums) {
   int64_t token = 0;
   for (; token + kTokensAtOnce <= count; token += kTokensAtOnce, rows += kTokensAtOnce * width) {
     for (int64_t r = 0; r < queries; ++r) {

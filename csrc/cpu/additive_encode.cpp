@@ -45,63 +45,104 @@ using torch::stable::Tensor;
 constexpr int64_t kTokensAtOnce = 32;      // their scores of one stage, 32 KB, stay near the core
 constexpr int64_t kWorthAThread = 1 << 18; // multiply-adds that repay waking one
 
-// The partial sums of a block of tokens: room for `beam` of them a token.
-struct Beams {
+// The partial sums of some tokens of a unit, of one stage and of the next in turn: room for `beam`
+// of them a token.
+class Beams {
+ public:
   Beams(const EncodeShape& shape, int64_t tokens)
-      : score(tokens * shape.beam), codes(tokens * shape.beam * shape.stages) {}
+      : codes_per_token(shape.beam * shape.stages),
+        beam_(shape.beam),
+        kept_(tokens),
+        sides_{Side(shape, tokens), Side(shape, tokens)} {
+    for (int64_t token = 0; token < tokens; ++token) {
+      kept_[token] = 1; // the empty sum
+      sides_[0].score[token * shape.beam] = 0.0f;
+    }
+  }
 
-  Buffer<float> score;
-  Buffer<uint8_t> codes;
+  // What a stage reads, and what it writes.
+  const uint8_t* codes(int64_t stage, int64_t token) const {
+    return sides_[stage % 2].codes.data() + token * codes_per_token;
+  }
+  const float* score(int64_t stage, int64_t token) const {
+    return sides_[stage % 2].score.data() + token * beam_;
+  }
+  uint8_t* new_codes(int64_t stage, int64_t token) const {
+    return sides_[(stage + 1) % 2].codes.data() + token * codes_per_token;
+  }
+  float* new_score(int64_t stage, int64_t token) const {
+    return sides_[(stage + 1) % 2].score.data() + token * beam_;
+  }
+  int64_t& kept(int64_t token) const { return kept_[token]; }
+
+  const int64_t codes_per_token;
+
+ private:
+  struct Side {
+    Side(const EncodeShape& shape, int64_t tokens)
+        : score(tokens * shape.beam), codes(tokens * shape.beam * shape.stages) {}
+
+    Buffer<float> score;
+    Buffer<uint8_t> codes;
+  };
+
+  const int64_t beam_;
+  Buffer<int64_t> kept_;
+  Side sides_[2];
 };
 
-// Encodes tokens [first, first + count) of a unit.
+// Extends the partial sums of tokens [first, first + count) by a codeword of `stage`.
 template <class Pairs>
-void encode_block(
-    const EncodeUnit& unit, Pairs& pairs, int64_t first, int64_t count, uint8_t* output) {
+void extend_block(
+    const EncodeUnit& unit,
+    Pairs& pairs,
+    int64_t stage,
+    int64_t first,
+    int64_t count,
+    const Beams& beams) {
   const EncodeShape& shape = unit.shape();
-  const int64_t codes_per_token = shape.beam * shape.stages;
   Buffer<float> base(count * shape.width());
-  Buffer<const float*> rows(count * codes_per_token);
+  Buffer<const float*> rows(count * beams.codes_per_token);
   Buffer<float> scores(shape.beam * shape.width());
   Buffer<int64_t> origin(shape.beam);
-  Buffer<int64_t> beams(count);
-  Beams now(shape, count), next(shape, count);
-  Beams *from = &now, *to = &next;
-  for (int64_t token = 0; token < count; ++token) {
-    beams[token] = 1; // the empty sum
-    now.score[token * shape.beam] = 0.0f;
+  unit.base_scores(stage, first, count, base.data());
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t token = first + i;
+    pairs.find(
+        beams.codes(stage, token),
+        beams.kept(token),
+        stage,
+        rows.data() + i * beams.codes_per_token);
   }
-  for (int64_t stage = 0; stage < shape.stages; ++stage) {
-    unit.base_scores(stage, first, count, base.data());
-    for (int64_t token = 0; token < count; ++token) {
-      const uint8_t* codes = from->codes.data() + token * codes_per_token;
-      pairs.find(codes, beams[token], stage, rows.data() + token * codes_per_token);
+  pairs.complete(stage);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t token = first + i;
+    const uint8_t* codes = beams.codes(stage, token);
+    uint8_t* new_codes = beams.new_codes(stage, token);
+    const int64_t kept = encode_kernels().extend(
+        base.data() + i * shape.width(),
+        shape.width(),
+        rows.data() + i * beams.codes_per_token,
+        stage,
+        beams.score(stage, token),
+        beams.kept(token),
+        scores.data(),
+        {beams.new_score(stage, token), origin.data(), shape.beam});
+    for (int64_t place = 0; place < kept; ++place, new_codes += shape.stages) {
+      const uint8_t* parent = codes + origin[place] / shape.width() * shape.stages;
+      std::copy(parent, parent + stage, new_codes);
+      new_codes[stage] = static_cast<uint8_t>(origin[place] % shape.width());
     }
-    pairs.complete(stage);
-    for (int64_t token = 0; token < count; ++token) {
-      const uint8_t* codes = from->codes.data() + token * codes_per_token;
-      uint8_t* new_codes = to->codes.data() + token * codes_per_token;
-      const int64_t kept = encode_kernels().extend(
-          base.data() + token * shape.width(),
-          shape.width(),
-          rows.data() + token * codes_per_token,
-          stage,
-          from->score.data() + token * shape.beam,
-          beams[token],
-          scores.data(),
-          {to->score.data() + token * shape.beam, origin.data(), shape.beam});
-      for (int64_t place = 0; place < kept; ++place, new_codes += shape.stages) {
-        const uint8_t* parent = codes + origin[place] / shape.width() * shape.stages;
-        std::copy(parent, parent + stage, new_codes);
-        new_codes[stage] = static_cast<uint8_t>(origin[place] % shape.width());
-      }
-      beams[token] = kept;
-    }
-    std::swap(from, to);
+    beams.kept(token) = kept;
   }
-  for (int64_t token = 0; token < count; ++token) {
-    const uint8_t* best = from->codes.data() + token * codes_per_token;
-    std::copy(best, best + shape.stages, output + unit.output_offset(first + token));
+}
+
+// The best of each token's sums goes to the output.
+void write_best(const EncodeUnit& unit, const Beams& beams, uint8_t* output) {
+  const EncodeShape& shape = unit.shape();
+  for (int64_t token = 0; token < shape.tokens; ++token) {
+    const uint8_t* best = beams.codes(shape.stages, token);
+    std::copy(best, best + shape.stages, output + unit.output_offset(token));
   }
 }
 
@@ -115,24 +156,35 @@ void encode_few(
     for (int64_t index = begin; index < end; ++index) {
       const EncodeUnit unit(shape, x, codebooks, index);
       PairsOnDemand pairs(unit);
-      encode_block(unit, pairs, 0, shape.tokens, output);
+      const Beams beams(shape, shape.tokens);
+      for (int64_t stage = 0; stage < shape.stages; ++stage) {
+        extend_block(unit, pairs, stage, 0, shape.tokens, beams);
+      }
+      write_best(unit, beams, output);
     }
   });
 }
 
-// Many tokens: a unit after the other, so that only one table of pairs exists at a time.
+// Many tokens: a unit after the other and a stage after the other, so that only one table of pairs
+// exists at a time.
 void encode_many(
     const EncodeShape& shape, const Tensor& x, const Tensor& codebooks, uint8_t* output) {
   const int64_t blocks = (shape.tokens + kTokensAtOnce - 1) / kTokensAtOnce;
   for (int64_t index = 0; index < shape.units(); ++index) {
     const EncodeUnit unit(shape, x, codebooks, index);
-    const AllPairs pairs(unit);
-    torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        const int64_t first = block * kTokensAtOnce;
-        encode_block(unit, pairs, first, std::min(kTokensAtOnce, shape.tokens - first), output);
-      }
-    });
+    StagePairs pairs(unit);
+    const Beams beams(shape, shape.tokens);
+    for (int64_t stage = 0; stage < shape.stages; ++stage) {
+      pairs.fill(stage);
+      torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) {
+          const int64_t first = block * kTokensAtOnce;
+          const int64_t count = std::min(kTokensAtOnce, shape.tokens - first);
+          extend_block(unit, pairs, stage, first, count, beams);
+        }
+      });
+    }
+    write_best(unit, beams, output);
   }
 }
 

@@ -16,32 +16,30 @@ inline int64_t stage_pair(int64_t earlier, int64_t later) {
   return later * (later - 1) / 2 + earlier;
 }
 
-// Every row, worked out beforehand by all threads and then shared by them.
-class AllPairs {
+// Every row of one stage, worked out beforehand by all threads and then shared by them. Tables of
+// all stages at once would take stages^2 / 2 of these: 80 MB at 3 bits.
+class StagePairs {
  public:
-  explicit AllPairs(const EncodeUnit& unit)
+  explicit StagePairs(const EncodeUnit& unit)
       : unit_(unit),
-        table_(unit.shape().stage_pairs() * unit.shape().codewords * unit.shape().width()) {
-    torch::stable::parallel_for(
-        0, unit.shape().stage_pairs(), 1, [this](int64_t begin, int64_t end) {
-          int64_t pair = 0;
-          for (int64_t later = 1; later < unit_.shape().stages; ++later) {
-            for (int64_t earlier = 0; earlier < later; ++earlier, ++pair) {
-              if (begin <= pair && pair < end) {
-                fill(earlier, later);
-              }
-            }
-          }
-        });
+        table_((unit.shape().stages - 1) * unit.shape().codewords * unit.shape().width()) {}
+
+  // Works out the rows of `stage`, and forgets those of the stage before.
+  void fill(int64_t stage) {
+    torch::stable::parallel_for(0, stage, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t earlier = begin; earlier < end; ++earlier) {
+        fill(earlier, stage);
+      }
+    });
   }
 
-  // Points `rows` at the rows that beams with these codes need at `stage`: the earlier stages' of
-  // the first beam, then of the second, and so on.
+  // Points `rows` at the rows that beams with these codes need at the stage that was filled: the
+  // earlier stages' of the first beam, then of the second, and so on.
   void find(const uint8_t* codes, int64_t beams, int64_t stage, const float** rows) const {
     const EncodeShape& shape = unit_.shape();
     for (int64_t beam = 0; beam < beams; ++beam, codes += shape.stages) {
       for (int64_t earlier = 0; earlier < stage; ++earlier) {
-        const int64_t row = stage_pair(earlier, stage) * shape.codewords + codes[earlier];
+        const int64_t row = earlier * shape.codewords + codes[earlier];
         *rows++ = table_.data() + row * shape.width();
       }
     }
@@ -56,7 +54,7 @@ class AllPairs {
     for (int64_t k = 0; k < shape.codewords; ++k) {
       unit_.copy_codeword(earlier, k, codewords.data() + k * shape.sub_dim);
     }
-    float* to = table_.data() + stage_pair(earlier, later) * shape.codewords * shape.width();
+    float* to = table_.data() + earlier * shape.codewords * shape.width();
     encode_kernels().products(
         codewords.data(), shape.sub_dim, shape.codewords, unit_.book(later), 2.0f, nullptr, to);
   }
