@@ -1,0 +1,84 @@
+"""Decoding goes through the native operator where it can, and gives the same where it can't."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from commvq_core import ops
+from commvq_core.cache import attention
+from commvq_core.cache.cache import CommVQCache
+from tests.cache.families import build
+from tests.cache.lossy_codecs import preset_codecs
+from tests.cache.ways import prompt
+
+WINDOW = {"window": 8, "sinks": 2}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The last token of every call of the operator."""
+    seen: list[int] = []
+    operator = ops.additive_attend
+
+    def watch(*arguments: object) -> object:
+        seen.append(arguments[10])  # type: ignore[arg-type]
+        return operator(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ops, "additive_attend", watch)
+    return seen
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-yarn", "glm4", "gemma2", "smollm3", "gpt-oss"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_decoding_gives_what_decoded_blocks_give(
+    family: str, padded: bool, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also scaled rotation, soft-capping, layers without rotation and learnt sinks."""
+    model = build(family)
+    codecs = preset_codecs(model, "default")
+    ids = prompt(2, 60)
+    mask = torch.ones(2, 70, dtype=torch.long)
+    mask[0, : 17 if padded else 0] = 0
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    logits = []
+    for fast in (True, False):
+        if not fast:
+            monkeypatch.setattr(attention, "add_additive_codes", lambda *_: False)
+        with CommVQCache(model, codecs, **WINDOW) as cache, torch.no_grad():
+            for start, stop in ((0, 60), (60, 61), (61, 62), (62, 66), (66, 67)):
+                new = ids[:, :60] if start == 0 else prompt(2, stop - start, start)
+                output = model(
+                    input_ids=new,
+                    attention_mask=mask[:, :stop],
+                    position_ids=positions[:, start:stop],
+                    past_key_values=cache,
+                )
+            logits.append(output.logits)
+        if fast:
+            assert len(calls) == 4 * len(codecs)
+    assert len(calls) == 4 * len(codecs)
+    assert (logits[0] - logits[1]).abs().max() < 1e-4 * logits[1].abs().max()
+
+
+def test_what_the_operator_cannot_do_is_done_otherwise(calls: list[int]) -> None:
+    model = build("llama")
+    codecs = preset_codecs(model, "default")
+    ids = prompt(1, 60)
+    with torch.no_grad():
+        with CommVQCache(model, codecs, **WINDOW) as cache:
+            model(input_ids=ids, past_key_values=cache)
+            model(input_ids=prompt(1, 17), past_key_values=cache)  # many queries
+            holes = torch.ones(1, 78, dtype=torch.long)
+            holes[0, 30:33] = 0  # tokens in the middle that nobody is to see
+            at = torch.tensor([[74]])
+            model(
+                input_ids=ids[:, :1], attention_mask=holes, position_ids=at, past_key_values=cache
+            )
+        with CommVQCache(model, codecs, strict=True, **WINDOW) as cache:
+            model(input_ids=ids, past_key_values=cache)
+            model(input_ids=ids[:, :4], past_key_values=cache)  # each sees other codes
+        with CommVQCache(model, preset_codecs(model, "published"), **WINDOW) as cache:
+            model(input_ids=ids, past_key_values=cache)
+            model(input_ids=ids[:, :1], past_key_values=cache)
+    assert calls == []
