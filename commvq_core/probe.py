@@ -133,6 +133,8 @@ def probe_rotation(
                 "models with multi-head latent attention are not supported",
             )
         rotary = _explain(index, keys.float(), tables.get(index), positions, known, keys.dtype)
+        # One object for all layers that rotate alike: they share their tables (cache.positions).
+        rotary = next((old.rotary for old in found.values() if old.rotary.same(rotary)), rotary)
         found[index] = ProbedLayer(rotary, keys.shape[1], keys.shape[-1])
     return found
 

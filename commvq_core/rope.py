@@ -114,6 +114,12 @@ class Rotary:
     inv_freq: Tensor
     scale: float = 1.0
 
+    def same(self, other: Rotary) -> bool:
+        """Whether both rotate every vector alike."""
+        mine = (self.rotary_dim, self.layout, self.scale)
+        theirs = (other.rotary_dim, other.layout, other.scale)
+        return mine == theirs and torch.equal(self.inv_freq, other.inv_freq)
+
     def cos_sin(
         self, positions: Tensor, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,10 @@ from tests.cache.families import FAMILIES, build, build_config, build_from
 # family -> (rotary dims, pair layout, compressible) of each of its two layers, from the papers and
 # the configs; most are the same in both layers.
 HALF_16 = (16, "half", True)
+_HEADS = {f"llama-head-{dim}": [(dim, "half", True)] * 2 for dim in (64, 80, 96, 128, 256)}
 EXPECTED: dict[str, list[tuple[int, str, bool]]] = {
-    "llama-head-80": [(80, "half", True)] * 2,
+    **_HEADS,
+    "qwen2-sliding": [HALF_16, (16, "half", False)],
     "gemma2": [(16, "half", False), HALF_16],
     "gemma3": [(16, "half", False), HALF_16],
     "gpt-oss": [(16, "half", False), HALF_16],
@@ -149,3 +151,11 @@ def scrambled(model: Any) -> Any:
 def test_rotation_that_follows_no_frequencies_is_refused() -> None:
     with pytest.raises(InputError, match=r"layer 0: .*(not plain RoPE|length of the context)"):
         describe_model(scrambled(build("llama")))
+
+
+def test_layers_that_rotate_alike_share_one_rotation() -> None:
+    """Else every layer would make tables of its own, in every forward pass."""
+    for family, kinds in (("llama", 1), ("smollm3", 2), ("gemma3", 2)):
+        model = build(family)
+        found = probe_rotation(model, attention_modules(model))
+        assert len({id(layer.rotary) for layer in found.values()}) == kinds, family

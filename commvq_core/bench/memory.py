@@ -175,9 +175,9 @@ def _open(
 
 
 def _prefill(model: PreTrainedModel, cache: Any, ids: Tensor, size: int) -> None:
-    """The prompt, in pieces; nobody needs a logit of it."""
+    """The prompt, in pieces, which our cache cuts itself; nobody needs a logit of it."""
     decoder = model.get_decoder()
-    for piece in ids.split(size, dim=1):
+    for piece in [ids] if hasattr(cache, "prefill_chunk") else ids.split(size, dim=1):
         decoder(input_ids=piece, past_key_values=cache, use_cache=True)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import re
 import resource
@@ -11,6 +9,8 @@ import sys
 from pathlib import Path
 
 import torch
+
+from commvq_core.malloc import trim
 
 _STATUS = Path("/proc/self/status")
 
@@ -30,8 +30,7 @@ def peak_bytes(*, forget: bool = False) -> int:
 def held_bytes() -> int:
     """What this process holds now, after giving back what it can."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # not glibc: freed memory may count as held
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    trim()
     found = _field("VmRSS") if _STATUS.exists() else None
     return peak_bytes() if found is None else found
 

@@ -19,6 +19,7 @@ from commvq_core.cache.attention import attend, make_tiles, needs_codes, settle
 from commvq_core.cache.layer import CommVQLayer
 from commvq_core.cache.prefill import split_prompt
 from commvq_core.errors import InputError
+from commvq_core.malloc import trim
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -79,7 +80,10 @@ class Patch:
         pieces = split_prompt(given, cache.get_seq_length(), cache.prefill_chunk)
         if pieces is not None:
             # Each call runs these hooks itself; the last piece goes on as the call that was asked.
-            states = [decoder(**piece).last_hidden_state for piece in pieces[:-1]]
+            states = []
+            for piece in pieces[:-1]:
+                states.append(decoder(**piece).last_hidden_state)
+                trim()
             self._earlier, given = states, pieces[-1]
         self._switch(decoder, cache, given)
         return None if pieces is None else ((), pieces[-1])
