@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache as remember
 from typing import Any
 
 import numpy as np
@@ -28,16 +30,46 @@ def _joined(old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> tuple[Ten
     return torch.cat((old[0], new[0]), dim=2), torch.cat((old[1], new[1]), dim=2)
 
 
+@remember
+def _described(model: PreTrainedModel) -> Any:
+    """Once a model: probing runs it, which it can't while it attends through a reference cache."""
+    return describe_and_probe(model)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is exact and what is not; as CommVQCache's options."""
+
+    window: int
+    sinks: int
+    strict: bool
+
+
+class _Tables:
+    """What the attention modules last got; one for all copies of a cache."""
+
+    def __init__(self, seen: dict[int, Any]) -> None:
+        self.seen = seen
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Tables:
+        return self
+
+
+_updated: dict[int, ReferenceLayer] = {}  # layer index -> the layer that was updated last
+
+
 class ReferenceLayer(DynamicLayer):
     """`keys`, `values` are exact; `lossy` holds their decoded twins, rotated, float64."""
 
-    def __init__(self, codecs: Any, rotary: Any, tables: dict[int, Any], index: int) -> None:
+    def __init__(self, codecs: Any, rotary: Any, tables: _Tables, index: int, rules: Rules) -> None:
         super().__init__()
+        self.rules = rules
         self.codecs, self.rotary, self.tables, self.index = codecs, rotary, tables, index
         self.lossy: tuple[Tensor, Tensor] | None = None
         self.coded = 0  # tokens whose exact copies the real cache no longer has
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        _updated[self.index] = self
         new = (self._degraded_keys(key_states), self._degraded(value_states, 1))
         old = self.lossy
         self.lossy = new if old is None else _joined(old, new)
@@ -53,7 +85,7 @@ class ReferenceLayer(DynamicLayer):
         dims = {"rotary_dim": self.rotary.rotary_dim, "layout": self.rotary.layout}
         if self.rotary.rotary_dim == 0:
             return from_pairs(self._degraded(to_pairs(keys, **dims), 0), **dims)
-        cos, sin = (table[:, None].float() for table in self.tables[self.index])
+        cos, sin = (table[:, None].float() for table in self.tables.seen[self.index])
         plain = to_pairs(unrotate(keys, cos, sin, **dims), **dims)
         return rotate(from_pairs(self._degraded(plain, 0), **dims), cos, sin, **dims).double()
 
@@ -79,31 +111,8 @@ class ReferenceLayer(DynamicLayer):
         super().batch_repeat_interleave(repeats)
         self._change(lambda part: part.repeat_interleave(repeats, dim=0))
 
-
-class ReferenceCache(DynamicCache):
-    """See the module's docstring. `window`, `sinks`, `strict` as CommVQCache's."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        codecs: LayerCodecs,
-        tables: dict[int, Any],
-        *,
-        window: int,
-        sinks: int,
-        strict: bool = False,
-    ) -> None:
-        super().__init__(config=model.config)
-        spec, probed = describe_and_probe(model)
-        self.window, self.sinks, self.strict = window, sinks, strict
-        for layer in spec.compressible:
-            self.layers[layer.index] = ReferenceLayer(
-                codecs[layer.index], probed[layer.index].rotary, tables, layer.index
-            )
-
     def attend(
         self,
-        layer: ReferenceLayer,
         query: Tensor,
         mask: Tensor | None,
         scaling: float,
@@ -111,23 +120,23 @@ class ReferenceCache(DynamicCache):
     ) -> Tensor:
         """Attention of the newest tokens, [batch, q, heads, head_dim]."""
         batch, heads, length, dim = query.shape
-        total = layer.keys.shape[2]
+        total = self.keys.shape[2]
         if mask is None:
             allowed = np.arange(total) <= np.arange(total - length, total)[:, None]
             mask = torch.from_numpy(allowed).expand(batch, 1, length, total)
         allowed = mask[:, 0, :, :total].expand(batch, -1, -1).numpy()
-        exact = [part.double().numpy() for part in (layer.keys, layer.values)]
-        lossy = [part.numpy() for part in layer.lossy]
-        groups, out = heads // layer.keys.shape[1], np.zeros((batch, length, heads, dim))
+        exact = [part.double().numpy() for part in (self.keys, self.values)]
+        lossy = [part.numpy() for part in self.lossy]
+        groups, out = heads // self.keys.shape[1], np.zeros((batch, length, heads, dim))
         for row in range(batch):
             seen = allowed[row, -1]
             first = int(seen.argmax()) if seen.any() else total
             for q in range(length):
                 slot = total - length + q
-                single = self.strict or length == 1
-                boundary = max(slot - self.window + 1, layer.coded) if single else layer.coded
+                single = self.rules.strict or length == 1
+                boundary = max(slot - self.rules.window + 1, self.coded) if single else self.coded
                 token = np.arange(total)
-                is_sink = (token >= first) & (token < first + self.sinks)
+                is_sink = (token >= first) & (token < first + self.rules.sinks)
                 coded = (token < boundary) & ~is_sink
                 for head in range(heads):
                     k, v = (
@@ -151,21 +160,40 @@ class ReferenceCache(DynamicCache):
                     if learnt is not None:
                         bottom += np.exp(float(learnt[head]) - top)
                     out[row, q, head] = weights @ v / bottom
-        layer.coded = max(layer.coded, total - self.window)
+        self.coded = max(self.coded, total - self.rules.window)
         return torch.from_numpy(out).to(query.dtype)
 
 
-_caches: list[ReferenceCache] = []
+class ReferenceCache(DynamicCache):
+    """See the module's docstring. `window`, `sinks`, `strict` as CommVQCache's."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        codecs: LayerCodecs,
+        tables: _Tables,
+        *,
+        window: int,
+        sinks: int,
+        strict: bool = False,
+    ) -> None:
+        super().__init__(config=model.config)
+        spec, probed = _described(model)
+        for layer in spec.compressible:
+            self.layers[layer.index] = ReferenceLayer(
+                codecs[layer.index],
+                probed[layer.index].rotary,
+                tables,
+                layer.index,
+                Rules(window, sinks, strict),
+            )
 
 
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **extra: Any
 ) -> tuple[Tensor, None]:
     scaling = extra.pop("scaling", None) or query.shape[-1] ** -0.5
-    layer = _caches[-1].layers[module.layer_idx]
-    if not isinstance(layer, ReferenceLayer):
-        raise TypeError("the reference cache is for models whose layers are all compressible")
-    return _caches[-1].attend(layer, query, mask, scaling, **extra), None
+    return _updated.pop(module.layer_idx).attend(query, mask, scaling, **extra), None
 
 
 @contextmanager
@@ -175,11 +203,9 @@ def reference(model: PreTrainedModel, codecs: LayerCodecs, **options: Any) -> It
     AttentionMaskInterface.register("reference", sdpa_mask)
     before = model.config._attn_implementation
     with capture_position_embeddings(attention_modules(model)) as tables:
-        cache = ReferenceCache(model, codecs, tables, **options)
-        _caches.append(cache)
+        cache = ReferenceCache(model, codecs, _Tables(tables), **options)
         model.config._attn_implementation_internal = "reference"
         try:
             yield cache
         finally:
             model.config._attn_implementation_internal = before
-            _caches.remove(cache)

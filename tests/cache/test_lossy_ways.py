@@ -27,7 +27,7 @@ def _setting(family: str, preset: str) -> tuple[PreTrainedModel, LayerCodecs]:
     return model, preset_codecs(model, preset)
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way not in ("several caches", "deep copy")])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("preset", ["default", "published"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_codes_are_used_as_the_reference_uses_them(family: str, preset: str, way: str) -> None:
