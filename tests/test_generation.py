@@ -9,7 +9,7 @@ import torch
 
 from commvq_core.cache.half import HalfPrecisionCache
 from commvq_core.errors import InputError
-from commvq_core.generation import generate_text, half_precision_bytes
+from commvq_core.generation import generate_text, half_precision_bytes, next_turn
 from commvq_core.models import LoadedModel, load_model
 
 TEMPLATE = "{% for m in messages %}<{{ m['content'] }}>{% endfor %}"
@@ -62,3 +62,18 @@ def test_prompts_that_do_not_fit_are_refused(loaded: LoadedModel) -> None:
         generate_text(loaded, cache, "word", max_new_tokens=5000)
     assert cache.get_seq_length() == 0
     assert torch.is_grad_enabled()
+
+
+def test_the_next_turn_closes_the_answer_before_it(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = (
+        "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}<eos>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", template)
+    assert next_turn(loaded.tokenizer, "more", ended=True) == "user:more<eos>assistant:"
+    assert next_turn(loaded.tokenizer, "more", ended=False) == "<eos>user:more<eos>assistant:"
+    # A template that shows the last message alone can't be taken apart.
+    monkeypatch.setattr(loaded.tokenizer, "chat_template", "<{{ messages[-1]['content'] }}>")
+    assert next_turn(loaded.tokenizer, "more", ended=True) == "<more>"

@@ -29,18 +29,6 @@ constexpr int64_t kPart = 2048; // tokens of a part, whatever the threads
 constexpr int64_t kMostQueries = 256;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
-const AttendKernels& attend_kernels() {
-#if COMMVQ_X86
-  if (simd_level() == Simd::avx512) {
-    return avx512::kernels;
-  }
-  if (simd_level() == Simd::avx2) {
-    return avx2::kernels;
-  }
-#endif
-  return portable::kernels;
-}
-
 // One side's codes and codebooks, of all heads.
 struct Side {
   const uint8_t* codes;
@@ -89,7 +77,7 @@ struct Attend {
       float* sums,
       float* peaks,
       float* totals) const {
-    const AttendKernels& kernels = attend_kernels();
+    const AttendKernels& kernels = level_kernels();
     Buffer<float> turned(queries * width), tokens(kBlock * width), scores(queries * kPart);
     std::fill(turned.data(), turned.data() + queries * width, 0.0f);
     std::fill(tokens.data(), tokens.data() + kBlock * width, 0.0f);

@@ -26,15 +26,7 @@
 namespace commvq {
 
 const EncodeKernels& encode_kernels() {
-#if COMMVQ_X86
-  if (simd_level() == Simd::avx512) {
-    return avx512::kernels;
-  }
-  if (simd_level() == Simd::avx2) {
-    return avx2::kernels;
-  }
-#endif
-  return portable::kernels;
+  return level_kernels();
 }
 
 namespace {

@@ -62,5 +62,20 @@ namespace commvq::avx512 {
 
 #endif // COMMVQ_X86
 
+namespace commvq {
+// What the header calls `kernels`, of the level that simd_level() names.
+static inline decltype(portable::kernels)& level_kernels() {
+#if COMMVQ_X86
+  if (simd_level() == Simd::avx512) {
+    return avx512::kernels;
+  }
+  if (simd_level() == Simd::avx2) {
+    return avx2::kernels;
+  }
+#endif
+  return portable::kernels;
+}
+} // namespace commvq
+
 #undef COMMVQ_INLINE
 #undef COMMVQ_KERNEL
