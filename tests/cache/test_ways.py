@@ -36,7 +36,7 @@ def test_a_lossless_cache_changes_nothing(family: str, way: str) -> None:
         # Before 5.18 transformers' own layers could not crop past a sliding window.
         assert Version(transformers.__version__) < Version("5.18")
         assert any(type(layer).__name__ == "DynamicSlidingWindowLayer" for layer in _layers(model))
-        with pytest.raises(type(error)):
+        with pytest.raises((type(error), IndexError)):
             WAYS[way](model, lambda: oracle(model))
         return
     got = WAYS[way](model, lambda: oracle(model))
