@@ -131,9 +131,9 @@ def _load(codebook: str | None, saved: Path | None) -> Any:
     from commvq_core.artifact import load_artifact
 
     if saved is not None:
-        from commvq_core.cache.saved import artifact_of
+        from commvq_core.cache.saved import artifact_of, read_header
 
-        source = artifact_of(saved)
+        source = artifact_of(saved, read_header(saved))
         return load_artifact(source if codebook is None else codebook)
     return None if codebook is None else load_artifact(codebook)
 

@@ -138,7 +138,7 @@ class CommVQCache(Cache):
 
         path = Path(path)
         header = read_header(path)
-        artifact = artifact_of(path) if artifact is None else artifact
+        artifact = artifact_of(path, header) if artifact is None else artifact
         cache = cls.from_pretrained(artifact, model, **read_options(path, header))
         try:
             fill_cache(cache, path, header, weights_sha256(model))

@@ -99,9 +99,9 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def artifact_of(path: Path) -> str:
+def artifact_of(path: Path, header: Mapping[str, Any]) -> str:
     """The folder or hub id of the codebooks a cache was made with. Raises InputError."""
-    source = read_header(path).get("artifact")
+    source = header.get("artifact")
     if not isinstance(source, str):
         raise InputError(f"{path} names no codebooks", "give the artifact it was made with")
     return source

@@ -13,12 +13,11 @@ from commvq_core.evaluation.metrics import (
     delta_percent,
     mean,
     percentile,
-    perplexity,
     token_kl,
     token_nll,
 )
 from commvq_core.evaluation.tasks.base import Record
-from commvq_core.evaluation.tasks.windows import WindowTask
+from commvq_core.evaluation.tasks.windows import WindowTask, records_perplexity
 
 if TYPE_CHECKING:
     from commvq_core.models import LoadedModel
@@ -56,6 +55,7 @@ class Divergence(WindowTask):
             "kl": [float(f"{value:.{_DIGITS}g}") for value in divergences],
             "agreed": agreed,
             "nll": nll,
+            "tokens": len(ids) - 1,
             "context": len(ids),
         }
 
@@ -64,7 +64,7 @@ class Divergence(WindowTask):
 
         `perplexity` and `delta_percent` are the perplexity task's, of the same logits.
         """
-        value, reference = _perplexity(records), _perplexity(baseline)
+        value, reference = records_perplexity(records), records_perplexity(baseline)
         divergences = [value for record in records for value in record["kl"]]
         return {
             "kl_mean": mean(divergences),
@@ -74,9 +74,3 @@ class Divergence(WindowTask):
             "delta_percent": delta_percent(value, reference),
             "tokens": len(divergences),
         }
-
-
-def _perplexity(records: Sequence[Record]) -> float:
-    return perplexity(
-        sum(record["nll"] for record in records), sum(record["context"] - 1 for record in records)
-    )

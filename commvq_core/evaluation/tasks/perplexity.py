@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from commvq_core.evaluation.metrics import delta_percent, perplexity, token_nll
+from commvq_core.evaluation.metrics import delta_percent, token_nll
 from commvq_core.evaluation.tasks.base import Record
-from commvq_core.evaluation.tasks.windows import WindowTask
+from commvq_core.evaluation.tasks.windows import WindowTask, records_perplexity
 
 if TYPE_CHECKING:
     from commvq_core.models import LoadedModel
@@ -37,15 +37,9 @@ class Perplexity(WindowTask):
 
     def metrics(self, records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]:
         """`perplexity`, `delta_percent` against fp16 in the same run, `tokens` predicted."""
-        value, reference = _perplexity(records), _perplexity(baseline)
+        value, reference = records_perplexity(records), records_perplexity(baseline)
         return {
             "perplexity": value,
             "delta_percent": delta_percent(value, reference),
             "tokens": sum(record["tokens"] for record in records),
         }
-
-
-def _perplexity(records: Sequence[Record]) -> float:
-    return perplexity(
-        sum(record["nll"] for record in records), sum(record["tokens"] for record in records)
-    )

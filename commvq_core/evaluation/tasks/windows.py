@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from commvq_core.errors import InputError
+from commvq_core.evaluation.metrics import perplexity
 from commvq_core.evaluation.options import EvalOptions
-from commvq_core.evaluation.tasks.base import Task
+from commvq_core.evaluation.tasks.base import Record, Task
 from commvq_core.evaluation.text import sha256_of_ids, text_split, text_windows
 from commvq_core.generation import check_context
 
@@ -61,3 +62,10 @@ class WindowTask(Task):
             "sources": self._sources,
             "examples_sha256": sha256_of_ids(window.tolist() for window in self._windows),
         }
+
+
+def records_perplexity(records: Sequence[Record]) -> float:
+    """Perplexity over records that have `nll`, summed, of so many predicted `tokens`."""
+    return perplexity(
+        sum(record["nll"] for record in records), sum(record["tokens"] for record in records)
+    )
