@@ -56,6 +56,28 @@ def command(
             show_default="0,25,50,75,100",
         ),
     ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder with a benchmark's official files.",
+            show_default="the hub",
+        ),
+    ] = None,
+    subset: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Part of a benchmark. May be repeated.", show_default="all"
+        ),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        typer.Option(
+            "--chat/--no-chat",
+            help="Whether prompts follow the tokenizer's chat template.",
+            show_default="the task's own, see docs/evaluation.md",
+        ),
+    ] = None,
     only: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +122,9 @@ def command(
             max_length=max_length,
             lengths=parse_lengths(lengths, "--lengths"),
             depths=parse_numbers(depths, "--depths"),
+            subsets=tuple(dict.fromkeys(subset)) if subset else None,
+            data_dir=data_dir,
+            chat=chat,
             seed=seed,
         )
         chosen = make_task(task, wanted)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from commvq_core.calibration.builtin import HELDOUT_PERCENT, Split, builtin_documents
 from commvq_core.errors import InputError
+from commvq_core.text_files import decode_text, json_lines
 
 BUILTIN = "builtin"
 _FILE_SUFFIXES = (".txt", ".jsonl", ".parquet")
@@ -64,27 +64,13 @@ def _check_file(path: Path) -> None:
 
 def _read_txt(path: Path, text_column: str) -> Iterator[str]:
     """The whole file as one document, its line ends as they are."""
-    yield _decode(path.read_bytes(), str(path))
+    yield decode_text(path.read_bytes(), str(path))
 
 
 def _read_jsonl(path: Path, text_column: str) -> Iterator[str]:
     """One JSON object a line; blank lines are passed over."""
     with path.open("rb") as handle:
-        for number, line in enumerate(handle, start=1):
-            place = f"{path}:{number}"
-            text = _decode(line, place)
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text)
-            except ValueError as error:
-                raise InputError(
-                    f"{place} is not JSON ({error})", "mend or remove that line"
-                ) from None
-            if not isinstance(record, dict):
-                raise InputError(
-                    f"{place} is not a JSON object", 'write each line as {"text": "..."}'
-                )
+        for place, record in json_lines(handle, str(path)):
             yield _column(record, text_column, place)
 
 
@@ -165,16 +151,6 @@ def _unreachable(source: str, error: Exception) -> InputError:
         f"the data set {source} can't be read ({reason})",
         "check the id (id:configuration where it has several) and the connection, or give a file",
     )
-
-
-def _decode(raw: bytes, place: str) -> str:
-    mend = "give plain UTF-8 text"
-    if b"\0" in raw:
-        raise InputError(f"{place} is binary, not text", mend)
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place} is not UTF-8 text (byte {error.start})", mend) from None
 
 
 def _column(record: Mapping[str, Any], text_column: str, place: str) -> str:

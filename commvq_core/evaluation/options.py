@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 from commvq_core.errors import InputError
 
 BUILTIN = ("builtin",)
+
+
+# Options that only some tasks have a use for, as the command line calls them.
+_SPECIAL = {
+    "lengths": "--lengths",
+    "depths": "--depths",
+    "subsets": "--subset",
+    "data_dir": "--data-dir",
+    "chat": "--chat and --no-chat",
+}
 
 
 @dataclass(frozen=True)
@@ -15,8 +27,10 @@ class EvalOptions:
     """Options of every task; None means the task's own default.
 
     `datasets` and `text_column` as in calibration. `limit` is a number of examples (for grids: a
-    cell), `max_length` of tokens. `lengths` (tokens) and `depths` (percent) span the grid of tasks
-    that have one; the other tasks refuse them. Raises InputError for values that no task could use.
+    cell, for benchmarks: a subset), `max_length` of tokens. `lengths` (tokens) and `depths`
+    (percent) span the grid of tasks that have one. `subsets` are parts of a benchmark, `data_dir` a
+    folder with its official files, `chat` whether prompts go through the tokenizer's chat template.
+    Raises InputError for values that no task could use.
     """
 
     datasets: tuple[str, ...] = BUILTIN
@@ -25,6 +39,9 @@ class EvalOptions:
     max_length: int | None = None
     lengths: tuple[int, ...] | None = None
     depths: tuple[float, ...] | None = None
+    subsets: tuple[str, ...] | None = None
+    data_dir: Path | None = None
+    chat: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -37,14 +54,17 @@ class EvalOptions:
             raise InputError(
                 "a depth outside 0 to 100 percent", "give --depths such as 0,25,50,75,100"
             )
+        if self.data_dir is not None and not self.data_dir.is_dir():
+            raise InputError(f"--data-dir {self.data_dir} is no folder", "check the path")
 
-    def refuse_grid(self, task: str) -> None:
-        """Raise InputError when lengths or depths were given to a task without a grid."""
-        if self.lengths is not None or self.depths is not None:
-            raise InputError(
-                f"task {task} has no grid of lengths and depths",
-                "leave out --lengths and --depths, or use --task niah or kv",
-            )
+    def refuse_useless(self, task: str, uses: Collection[str]) -> None:
+        """Raise InputError for an option that was given to a task which does not use it.
+
+        `uses` are the names, as above, of the options in question that it does use.
+        """
+        for name, option in _SPECIAL.items():
+            if name not in uses and getattr(self, name) is not None:
+                raise InputError(f"task {task} has no use for {option}", "leave it out")
 
 
 def parse_numbers(text: str | None, option: str) -> tuple[float, ...] | None:

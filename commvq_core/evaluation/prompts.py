@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from commvq_core.errors import InputError
 from commvq_core.generation import chat_text, greedy, has_chat_template
 
 if TYPE_CHECKING:
@@ -27,14 +30,39 @@ class Prompt:
     templated: bool
 
 
-def wrap_prompt(loaded: LoadedModel, introduction: str, question: str, answer: str) -> Prompt:
+@dataclass(frozen=True)
+class TextPrompt(Prompt):
+    """A prompt made of a text of `full_length` tokens; it has fewer where the middle was cut."""
+
+    full_length: int
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the middle was left out."""
+        return len(self.context) + len(self.question) < self.full_length
+
+
+def use_template(loaded: LoadedModel, chat: bool | None, default: bool = True) -> bool:
+    """Whether prompts follow the chat template: `chat` of the options, else `default`.
+
+    A tokenizer without a template gives plain prompts, but raises InputError where `chat` is True.
+    """
+    has_one = has_chat_template(loaded.tokenizer)
+    if chat and not has_one:
+        raise InputError(f"the tokenizer of {loaded.source} has no chat template", "give --no-chat")
+    return has_one and (default if chat is None else chat)
+
+
+def wrap_prompt(
+    loaded: LoadedModel, introduction: str, question: str, answer: str, *, chat: bool | None = None
+) -> Prompt:
     """The frame around a context that is inserted later, at the end of `Prompt.context`.
 
-    Uses the chat template of the tokenizer if it has one: one user turn with introduction, context
-    and question, and an assistant turn that begins with `answer`.
+    Uses the chat template as `use_template` says: one user turn with introduction, context and
+    question, and an assistant turn that begins with `answer`.
     """
     tokenizer: Any = loaded.tokenizer
-    templated = has_chat_template(tokenizer)
+    templated = use_template(loaded, chat)
     if templated:
         text = chat_text(tokenizer, introduction + _MARK + question) + answer
         before, _, after = text.partition(_MARK)
@@ -47,19 +75,70 @@ def wrap_prompt(loaded: LoadedModel, introduction: str, question: str, answer: s
     return Prompt(list(first), list(last), templated)
 
 
+def text_prompt(
+    loaded: LoadedModel, context: str, question: str, *, templated: bool, room: int | None
+) -> TextPrompt:
+    """A prompt of given text: the token ids of `context` + `question`, tokenized as one text.
+
+    `context` is what is cached before `question` comes, instructions included; `templated` puts
+    both into one user turn of the chat template. With more than `room` tokens, the middle is left
+    out: as many are kept of the beginning as of the end (one more there when `room` is odd), but
+    the question and the template's end always. Raises InputError when they alone fill the room.
+    """
+    tokenizer: Any = loaded.tokenizer
+    if templated:
+        before, _, after = chat_text(tokenizer, _MARK).partition(_MARK)
+        context, question = before + context, question + after
+        ids = _plain(tokenizer, context + question)
+        early = _plain(tokenizer, context)
+    else:
+        ids = _with_start(tokenizer, context + question)
+        early = _with_start(tokenizer, context)
+    # Where the two parts meet, a token may span both; it belongs to the question then.
+    split = _common(ids, early)
+    tail = len(ids) - split
+    full = len(ids)
+    if room is not None and full > room:
+        if room < tail + 1:
+            raise InputError(
+                f"{room:,} tokens have no room for a question of {tail:,} and a context",
+                "give a larger --max-length",
+            )
+        end = max(room - room // 2, tail)
+        ids = [*ids[: room - end], *ids[full - end :]]
+    return TextPrompt(ids[: len(ids) - tail], ids[len(ids) - tail :], templated, full)
+
+
+def _plain(tokenizer: Any, text: str) -> list[int]:
+    # verbose=False: texts longer than the model's context are cut afterwards.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    """How many ids two sequences share at their beginnings."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
 def _with_start(tokenizer: Any, text: str) -> list[int]:
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = _plain(tokenizer, text)
     start = tokenizer.bos_token_id
-    begins = tokenizer(text)["input_ids"][:1] == [start]
-    return [start, *ids] if begins else list(ids)
+    begins = tokenizer("a")["input_ids"][:1] == [start]
+    return [start, *ids] if begins and ids[:1] != [start] else ids
 
 
 def generate_after_context(
-    loaded: LoadedModel, cache: Any, prompt: Prompt, max_new_tokens: int
+    loaded: LoadedModel,
+    cache: Any,
+    prompt: Prompt,
+    max_new_tokens: int,
+    *,
+    until: Callable[[str], bool] | None = None,
 ) -> str:
     """Run the context into the empty cache, then the question, and decode greedily.
 
-    Returns the new text, special tokens left out.
+    Returns the new text, special tokens left out. It ends early once `until(text)` holds of it:
+    what comes after must not matter to the score.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     ids = torch.tensor([prompt.context + prompt.question], device=model.device)
@@ -72,6 +151,18 @@ def generate_after_context(
         attention_mask=torch.ones_like(ids),
         past_key_values=cache,
         max_new_tokens=max_new_tokens,
+        stopping_criteria=None if until is None else _stop(tokenizer, ids.shape[1], until),
         **greedy(tokenizer),
     )
     return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+
+
+def _stop(tokenizer: Any, start: int, until: Callable[[str], bool]) -> Any:
+    """Stopping criteria of generate(): `until` of the text behind the first `start` tokens."""
+    from transformers import StoppingCriteriaList
+
+    def enough(input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        texts = tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
+        return torch.tensor([until(text) for text in texts], device=input_ids.device)
+
+    return StoppingCriteriaList([enough])

@@ -113,7 +113,9 @@ def test_tokens_that_a_tokenizer_puts_first_come_first(loaded: LoadedModel) -> N
         bos_token_id = 7
         chat_template = None
 
-        def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        def __call__(
+            self, text: str, add_special_tokens: bool = True, verbose: bool = True
+        ) -> dict[str, list[int]]:
             ids = [ord(letter) for letter in text]
             return {"input_ids": [7, *ids] if add_special_tokens else ids}
 

@@ -19,4 +19,5 @@ def make_task(name: str, options: EvalOptions) -> Task:
     """The task called `name`; raises InputError for an unknown name or options it can't use."""
     if name not in TASKS:
         raise InputError(f"task {name} is not known", f"give one of {', '.join(TASKS)}")
+    options.refuse_useless(name, TASKS[name].uses)
     return TASKS[name](options)

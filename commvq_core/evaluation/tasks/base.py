@@ -18,12 +18,14 @@ class Task(ABC):
     """One evaluation. Examples depend on the options and the tokenizer alone, never on a codec.
 
     `name` as on the command line, `unit` what an example is called in progress bars, `strict`
-    whether caches are opened strictly (see CommVQCache).
+    whether caches are opened strictly (see CommVQCache), `uses` the options it reads of those that
+    only some tasks have a use for (see EvalOptions.refuse_useless).
     """
 
     name: ClassVar[str]
     unit: ClassVar[str] = "examples"
     strict: ClassVar[bool] = False
+    uses: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def __init__(self, options: EvalOptions) -> None:

@@ -43,6 +43,7 @@ class GridTask(Task):
     cache stores it, codes and all, as in a second turn of a conversation.
     """
 
+    uses = frozenset({"lengths", "depths", "chat"})
     repeats: ClassVar[int] = 1  # examples a cell without --limit
 
     def __init__(self, options: EvalOptions) -> None:

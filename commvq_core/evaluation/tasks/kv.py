@@ -61,7 +61,11 @@ class KeyValue(GridTask):
         # The longest of all frames, so that whichever key is asked for fits.
         words = max(keys, key=len)
         frame = wrap_prompt(
-            loaded, _INTRODUCTION, _QUESTION.format(key=words), _ANSWER.format(key=words)
+            loaded,
+            _INTRODUCTION,
+            _QUESTION.format(key=words),
+            _ANSWER.format(key=words),
+            chat=self._options.chat,
         )
         room = length - len(frame.context) - len(frame.question) - 2
         facts: list[list[int]] = []
@@ -80,7 +84,11 @@ class KeyValue(GridTask):
         asked = min(len(facts) - 1, round((len(facts) - 1) * depth / 100))
         key = keys[asked]
         frame = wrap_prompt(
-            loaded, _INTRODUCTION, _QUESTION.format(key=key), _ANSWER.format(key=key)
+            loaded,
+            _INTRODUCTION,
+            _QUESTION.format(key=key),
+            _ANSWER.format(key=key),
+            chat=self._options.chat,
         )
         self._templated = frame.templated
         context = [*frame.context, *(token for fact in facts for token in fact)]

@@ -45,7 +45,9 @@ class Needle(GridTask):
         """See GridTask."""
         self._hay, self._sources = haystack_ids(loaded, self._options, tokens=_MOST_TEXT * longest)
         self._newlines = _line_ends(loaded, self._hay)
-        self._frame = wrap_prompt(loaded, _INTRODUCTION, _QUESTION, _ANSWER)
+        self._frame = wrap_prompt(
+            loaded, _INTRODUCTION, _QUESTION, _ANSWER, chat=self._options.chat
+        )
 
     def example(
         self, loaded: LoadedModel, length: int, depth: float, source: random.Random

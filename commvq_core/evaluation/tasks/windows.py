@@ -32,7 +32,6 @@ class WindowTask(Task):
     strict = True
 
     def __init__(self, options: EvalOptions) -> None:
-        options.refuse_grid(self.name)
         if options.max_length == 1:
             raise InputError("--max-length 1 predicts nothing", "give at least 2")
         self._options = options

@@ -1,0 +1,106 @@
+"""Prompts: one text in two parts, cut in the middle, and answered until there is enough."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from commvq_core.errors import InputError
+from commvq_core.evaluation.codecs import EvalCodec
+from commvq_core.evaluation.prompts import (
+    generate_after_context,
+    text_prompt,
+    use_template,
+    wrap_prompt,
+)
+from commvq_core.models import LoadedModel, load_model
+
+TEXT = "Read this.\n" + " ".join(f"word{number}" for number in range(200)) + "\n"
+QUESTION = "\nWhat was it?\nAnswer:"
+TEMPLATE = (
+    "{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }} [end]"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture
+def chatty(loaded: LoadedModel, tiny_model_dir: object) -> LoadedModel:
+    """The model with a tokenizer of its own that has a chat template."""
+    twin = replace(load_model(str(tiny_model_dir), device="cpu"))
+    twin.tokenizer.chat_template = TEMPLATE
+    return twin
+
+
+def test_a_prompt_that_fits_is_the_whole_text(loaded: LoadedModel) -> None:
+    prompt = text_prompt(loaded, TEXT, QUESTION, templated=False, room=None)
+    whole = loaded.tokenizer(TEXT + QUESTION)["input_ids"]
+    assert prompt.context + prompt.question == whole
+    assert not prompt.truncated
+    assert prompt.full_length == len(whole)
+    assert text_prompt(loaded, TEXT, QUESTION, templated=False, room=len(whole)) == prompt
+
+
+def test_the_question_begins_where_the_texts_meet(loaded: LoadedModel) -> None:
+    prompt = text_prompt(loaded, TEXT, QUESTION, templated=False, room=None)
+    ends = loaded.tokenizer.decode(prompt.question)
+    # A token across the border belongs to the question, and none does here but perhaps a newline.
+    assert ends.lstrip("\n") == QUESTION.lstrip("\n")
+
+
+@pytest.mark.parametrize("room", [100, 101, 250])
+def test_the_middle_is_cut_and_both_halves_stay(loaded: LoadedModel, room: int) -> None:
+    whole = text_prompt(loaded, TEXT, QUESTION, templated=False, room=None)
+    ids = whole.context + whole.question
+    prompt = text_prompt(loaded, TEXT, QUESTION, templated=False, room=room)
+    got = prompt.context + prompt.question
+    assert len(got) == room
+    assert prompt.truncated
+    assert prompt.full_length == len(ids)
+    head = room // 2
+    assert got == ids[:head] + ids[len(ids) - (room - head) :]
+    assert prompt.question == whole.question
+
+
+def test_a_long_question_is_never_cut(loaded: LoadedModel) -> None:
+    whole = text_prompt(loaded, TEXT, QUESTION * 4, templated=False, room=None)
+    room = len(whole.question) + 5
+    prompt = text_prompt(loaded, TEXT, QUESTION * 4, templated=False, room=room)
+    assert prompt.question == whole.question
+    assert prompt.context == whole.context[:5]
+    with pytest.raises(InputError, match="no room for a question of"):
+        text_prompt(loaded, TEXT, QUESTION * 4, templated=False, room=room - 5)
+
+
+def test_a_chat_template_frames_the_text_and_survives_the_cut(chatty: LoadedModel) -> None:
+    prompt = text_prompt(chatty, TEXT, QUESTION, templated=True, room=90)
+    text = chatty.tokenizer.decode(prompt.context + prompt.question)
+    assert text.startswith("[user] Read this.")
+    assert text.endswith("Answer: [end][assistant]")
+    assert chatty.tokenizer.decode(prompt.question).endswith("Answer: [end][assistant]")
+    assert prompt.templated
+
+
+def test_a_chat_template_is_used_as_asked(loaded: LoadedModel, chatty: LoadedModel) -> None:
+    assert use_template(chatty, None)
+    assert not use_template(chatty, None, default=False)
+    assert use_template(chatty, True, default=False)
+    assert not use_template(chatty, False)
+    assert not use_template(loaded, None)
+    with pytest.raises(InputError, match="no chat template: give --no-chat"):
+        use_template(loaded, True)
+    assert wrap_prompt(chatty, "Read.", "Who?", "It was").templated
+    assert not wrap_prompt(chatty, "Read.", "Who?", "It was", chat=False).templated
+
+
+def test_an_answer_ends_once_there_is_enough(loaded: LoadedModel, codecs: list[EvalCodec]) -> None:
+    prompt = text_prompt(loaded, TEXT, QUESTION, templated=False, room=None)
+    for codec in codecs:
+        texts = []
+        for until in (None, lambda text: len(text) >= 6):
+            with codec.open(False) as cache, torch.inference_mode():
+                texts.append(generate_after_context(loaded, cache, prompt, 20, until=until))
+        full, short = texts
+        assert full.startswith(short)
+        assert 6 <= len(short) < len(full)
