@@ -76,12 +76,16 @@ def write_text(path: Path, text: str) -> None:
 def append_line(path: Path, line: str) -> None:
     """Append a line of UTF-8 text in one write, so that the lines of several writers don't mix.
 
-    Raises InputError when it can't be written.
+    Raises InputError when it can't be written; half of the line may then be there.
     """
+    left = f"{line}\n".encode()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            os.write(descriptor, f"{line}\n".encode())
+            # A second time only where a disk is nearly full, to learn of it.
+            while left:
+                left = left[os.write(descriptor, left) :]
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:

@@ -196,6 +196,22 @@ def test_appended_lines_are_kept_whole(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text() == "one\nzwei\ntrois\n"
 
 
+def test_a_line_that_finds_no_room_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = iter([3])
+
+    def write(descriptor: int, data: bytes) -> int:
+        try:
+            return next(written)
+        except StopIteration:
+            raise OSError(errno.ENOSPC, "No space left on device") from None
+
+    monkeypatch.setattr(files.os, "write", write)
+    with pytest.raises(InputError, match="No space left"):
+        files.append_line(tmp_path / "log", "a long line")
+
+
 def torn(folder: Path) -> Path:
     """A folder with what a killed write leaves."""
     folder.mkdir()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,22 +55,49 @@ def test_train_codebook_stops_and_resumes(
     assert kept.items() <= tree(out).items()
 
 
-def test_eval_stops_and_resumes(
-    tiny_model_dir: Path, tiny_artifact: Path, tiny_text_file: Path, tmp_path: Path
+def without_times(result: dict[str, Any]) -> dict[str, Any]:
+    """A result of `commvq eval` but for how long things took."""
+    results = [
+        {
+            **{name: value for name, value in entry.items() if name != "seconds"},
+            "examples": [
+                {name: value for name, value in record.items() if name != "seconds"}
+                for record in entry["examples"]
+            ],
+        }
+        for entry in result["results"]
+    ]
+    return {**result, "results": results}
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_eval_stops_and_resumes_to_the_same_result(
+    how: signal.Signals,
+    tiny_model_dir: Path,
+    tiny_artifact: Path,
+    tiny_text_file: Path,
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "result.json"
     command = ("eval", tiny_model_dir, "--codebook", tiny_artifact, "--dataset", tiny_text_file)
-    command += ("--task", "niah", "--lengths", "400", "--limit", "4", "--out", out)
-    process = start(*command, "--quiet")
-    partial = tmp_path / ".result.json.partial.json"
-    wait_for(partial.exists, process)
-    assert "--resume" in only_line(press_ctrl_c(process))
-    first = read_json(partial, "it")["records"]["0"][0]
+    command += ("--task", "niah", "--lengths", "400", "--limit", "4")
+    process = start(*command, "--out", out, "--quiet")
+    partial = tmp_path / ".result.json.partial.jsonl"
+    wait_for(lambda: partial.exists() and partial.read_bytes().count(b"\n") > 2, process)
+    if how == signal.SIGINT:
+        assert "--resume" in only_line(press_ctrl_c(process))
+    else:
+        os.killpg(process.pid, how)
+        process.communicate(timeout=60)
+    kept = [json.loads(line)["record"] for line in partial.read_text().splitlines()[1:]]
     assert not out.exists()
-    result = succeed_json(*command, "--resume", "--quiet")
-    assert result["results"][0]["examples"][0] == first
+    result = succeed_json(*command, "--out", out, "--resume", "--quiet")
+    done = [record for entry in result["results"] for record in entry["examples"]]
+    assert done[: len(kept)] == kept
     assert [len(entry["examples"]) for entry in result["results"]] == [20, 20]
     assert list(tmp_path.iterdir()) == [out]
+    whole = succeed_json(*command, "--out", tmp_path / "other.json", "--quiet")
+    assert without_times(whole) == without_times(result)
 
 
 def small_files_only() -> None:
