@@ -9,7 +9,7 @@ from typing import Any
 from commvq_core.errors import InputError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-RESUMABLE = ("calibrate", "train-codebook", "eval")
+RESUMABLE = ("calibrate", "train-codebook", "eval", "lm-eval")
 _LONGEST = 600  # characters of an unexpected error's text: some libraries put a page in there
 
 

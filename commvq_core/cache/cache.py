@@ -152,6 +152,17 @@ class CommVQCache(Cache):
         return dict(self._settings)
 
     @property
+    def strict(self) -> bool:
+        """Whether chunks see what they would see token by token; may be changed between passes."""
+        return bool(self._settings["strict"])
+
+    @strict.setter
+    def strict(self, value: bool) -> None:
+        self._settings["strict"] = value
+        for layer in self.compressed_layers:
+            layer.strict = value
+
+    @property
     def codecs_sha256(self) -> str:
         """Which codebooks its codes belong to."""
         return codecs_sha256(
