@@ -105,9 +105,9 @@ class CommVQLM(HFLM):
             cut = len(whole) - len(continuation) - 1
             groups[whole[:cut]][whole[cut:-1]].append(index)
         answers: dict[int, tuple[float, bool]] = {}
-        for context, tails in groups.items():
+        for cached, tails in groups.items():
             with self._open_cache(False) as cache, torch.inference_mode():
-                self._fill(cache, torch.tensor([context], dtype=torch.long))
+                self._fill(cache, torch.tensor([cached], dtype=torch.long))
                 for place, (tail, wanted) in enumerate(tails.items()):
                     with _copy_of(cache, needed=place < len(tails) - 1) as own:
                         found = self._score(own, tail, [requests[index][2] for index in wanted])

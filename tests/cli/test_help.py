@@ -21,6 +21,7 @@ CONTRACT = {
     "inspect": "CALIB|RUN|ARTIFACT",
     "eval": "MODEL --codebook --codec --task --dataset --limit --max-length --out --overwrite "
     "--resume",
+    "lm-eval": "MODEL --codebook --codec --tasks --include-path --limit --out --overwrite --resume",
     "generate": "MODEL --codebook --prompt --prompt-file --max-new-tokens --save-cache "
     "--load-cache --overwrite",
     "doctor": "",
