@@ -16,8 +16,8 @@ def command(
         str,
         typer.Option(
             metavar="TASK",
-            help="perplexity, divergence (from fp16), niah (a needle in a haystack) or kv (one of "
-            "many facts).",
+            help="perplexity, divergence (from fp16), niah (a needle in a haystack), kv (one of "
+            "many facts) or longbench.",
             show_default=False,
         ),
     ],
@@ -110,7 +110,7 @@ def command(
             resolve_codecs,
         )
         from commvq_core.evaluation.options import EvalOptions, parse_lengths, parse_numbers
-        from commvq_core.evaluation.report import grid_rows, summary_rows
+        from commvq_core.evaluation.report import grid_rows, subset_rows, summary_rows
         from commvq_core.evaluation.runner import check_result_path, evaluate_to_file
         from commvq_core.evaluation.tasks import make_task
         from commvq_core.models import load_model
@@ -154,10 +154,11 @@ def command(
         )
 
         def view() -> Group:
-            grid = grid_rows(result)
+            grid, subsets = grid_rows(result), subset_rows(result)
             title = f"{result['task']}, {model}"
             parts = [rows(title, *summary_rows(result))]
             parts += [] if grid is None else [rows("found, percent", *grid)]
+            parts += [] if subsets is None else [rows("score, percent", *subsets)]
             return Group(*parts)
 
         ui.result(result, view)

@@ -63,10 +63,15 @@ def greedy(tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def longest_context(loaded: LoadedModel) -> int | None:
+    """How many tokens a model was made for, as its configuration says; None where it does not."""
+    config = loaded.model.config.get_text_config(decoder=True)
+    return getattr(config, "max_position_embeddings", None)
+
+
 def check_context(loaded: LoadedModel, tokens: int, mend: str) -> None:
     """Raise InputError when a model was not made for contexts of `tokens`."""
-    config = loaded.model.config.get_text_config(decoder=True)
-    most = getattr(config, "max_position_embeddings", None)
+    most = longest_context(loaded)
     if most is not None and tokens > most:
         raise InputError(
             f"{loaded.source} takes at most {most:,} tokens and {tokens:,} are needed", mend

@@ -76,28 +76,34 @@ def wrap_prompt(
 
 
 def text_prompt(
-    loaded: LoadedModel, context: str, question: str, *, templated: bool, room: int | None
+    loaded: LoadedModel,
+    context: str,
+    question: str,
+    *,
+    answer: str = "",
+    templated: bool,
+    room: int | None,
 ) -> TextPrompt:
     """A prompt of given text: the token ids of `context` + `question`, tokenized as one text.
 
-    `context` is what is cached before `question` comes, instructions included; `templated` puts
-    both into one user turn of the chat template. With more than `room` tokens, the middle is left
-    out: as many are kept of the beginning as of the end (one more there when `room` is odd), but
-    the question and the template's end always. Raises InputError when they alone fill the room.
+    `context` is what is cached before `question` comes, instructions included. `templated` puts
+    both into one user turn of the chat template; `answer` begins the reply, the assistant's turn
+    then. With more than `room` tokens, the middle is left out: as many are kept of the beginning as
+    of the end (one more there when `room` is odd), but all from the question on always. Raises
+    InputError when that alone fills the room.
     """
     tokenizer: Any = loaded.tokenizer
     if templated:
         before, _, after = chat_text(tokenizer, _MARK).partition(_MARK)
-        context, question = before + context, question + after
+        context, question = before + context, question + after + answer
         ids = _plain(tokenizer, context + question)
         early = _plain(tokenizer, context)
     else:
+        question += answer
         ids = _with_start(tokenizer, context + question)
         early = _with_start(tokenizer, context)
     # Where the two parts meet, a token may span both; it belongs to the question then.
-    split = _common(ids, early)
-    tail = len(ids) - split
-    full = len(ids)
+    full, tail = len(ids), len(ids) - _common(ids, early)
     if room is not None and full > room:
         if room < tail + 1:
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,10 @@ _COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
     },
     "niah": _FOUND,
     "kv": _FOUND,
+    "longbench": {
+        "score": lambda metrics: metrics["score"],
+        "the paper's 8": lambda metrics: metrics.get("score_paper8"),
+    },
 }
 
 
@@ -64,3 +69,16 @@ def grid_rows(result: dict[str, Any]) -> Rows | None:
         for length, by_depth in entry["metrics"]["grid"].items()
     ]
     return names, cells
+
+
+def subset_rows(result: dict[str, Any]) -> Rows | None:
+    """Scores in percent, a row a subset, a column a codec; None for tasks without subsets."""
+    subsets = result["settings"].get("subsets")
+    if subsets is None:
+        return None
+    entries = result["results"]
+    counts = Counter(record["subset"] for record in entries[0]["examples"])
+    cells = [
+        [name, counts[name], *(entry["metrics"][name] for entry in entries)] for name in subsets
+    ]
+    return ["subset", "examples", *(entry["codec"] for entry in entries)], cells
