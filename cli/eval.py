@@ -17,7 +17,7 @@ def command(
         typer.Option(
             metavar="TASK",
             help="perplexity, divergence (from fp16), niah (a needle in a haystack), kv (one of "
-            "many facts) or longbench.",
+            "many facts), longbench or infinitebench.",
             show_default=False,
         ),
     ],
@@ -35,17 +35,24 @@ def command(
         int | None,
         typer.Option(
             min=1,
-            help="Examples: windows of text, or questions a cell for niah and kv.",
-            show_default="4 windows, 1 needle, 3 facts",
+            help="Examples: windows of text, questions a cell for niah and kv, rows a subset.",
+            show_default="4 windows, 1 needle, 3 facts, all rows",
         ),
     ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of the longest context.", show_default="2048")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of the longest context. Longer prompts of benchmarks lose their middle.",
+            show_default="2048; of benchmarks, the model's context",
+        ),
     ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
-            metavar="N,N", help="niah, kv: context lengths in tokens.", show_default="1024,2048"
+            metavar="N,N",
+            help="niah, kv, infinitebench: context lengths in tokens.",
+            show_default="1024,2048",
         ),
     ] = None,
     depths: Annotated[

@@ -35,6 +35,7 @@ _COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
         "score": lambda metrics: metrics["score"],
         "the paper's 8": lambda metrics: metrics.get("score_paper8"),
     },
+    "infinitebench": {"score": lambda metrics: metrics["score"]},
 }
 
 

@@ -227,7 +227,7 @@ def test_rows_without_classes_are_refused_where_they_count(
     loaded: LoadedModel, tmp_path: Path
 ) -> None:
     write_rows(tmp_path / "trec.jsonl", [longbench_row(all_classes=["Food"]), longbench_row()])
-    with pytest.raises(InputError, match=r"trec\.jsonl, row 2: field 'all_classes' is empty"):
+    with pytest.raises(InputError, match=r"trec\.jsonl:2: field 'all_classes' holds null"):
         LongBench(options(tmp_path, "trec")).prepare(loaded)
 
 

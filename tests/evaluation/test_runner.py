@@ -247,7 +247,9 @@ def test_every_task_has_columns(loaded: LoadedModel) -> None:
     from commvq_core.evaluation.report import _COLUMNS
 
     assert set(_COLUMNS) == set(TASKS)
-    with pytest.raises(InputError, match="perplexity, divergence, niah, kv, longbench"):
+    with pytest.raises(
+        InputError, match="perplexity, divergence, niah, kv, longbench, infinitebench"
+    ):
         make_task("nonsense", EvalOptions())
 
 

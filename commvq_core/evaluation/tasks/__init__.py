@@ -6,13 +6,14 @@ from commvq_core.errors import InputError
 from commvq_core.evaluation.options import EvalOptions
 from commvq_core.evaluation.tasks.base import Task
 from commvq_core.evaluation.tasks.divergence import Divergence
+from commvq_core.evaluation.tasks.infinitebench import InfiniteBench
 from commvq_core.evaluation.tasks.kv import KeyValue
 from commvq_core.evaluation.tasks.longbench import LongBench
 from commvq_core.evaluation.tasks.niah import Needle
 from commvq_core.evaluation.tasks.perplexity import Perplexity
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Perplexity, Divergence, Needle, KeyValue, LongBench)
+    task.name: task for task in (Perplexity, Divergence, Needle, KeyValue, LongBench, InfiniteBench)
 }
 
 

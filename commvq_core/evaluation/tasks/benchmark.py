@@ -141,7 +141,6 @@ class BenchmarkTask(Task):
         self, loaded: LoadedModel, name: str, number: int, row: Row, templated: bool
     ) -> BenchmarkExample:
         text = self.text(name, row)
-        room = None if self._max_length is None else self._max_length - self._new_tokens(name)
         try:
             prompt: TextPrompt = text_prompt(
                 loaded,
@@ -149,7 +148,7 @@ class BenchmarkTask(Task):
                 text.question,
                 answer=text.answer,
                 templated=templated,
-                room=room,
+                room=self.room(name),
             )
         except InputError as error:
             raise InputError(f"{name}, row {number + 1}: {error.what}", error.mend) from None
@@ -163,6 +162,10 @@ class BenchmarkTask(Task):
             templated,
             self.reference(name, row),
         )
+
+    def room(self, name: str) -> int | None:
+        """How many tokens a prompt may have; None for as many as there are."""
+        return None if self._max_length is None else self._max_length - self._new_tokens(name)
 
     def _new_tokens(self, name: str) -> int:
         """The benchmark's own, but never more than half of a short --max-length."""
