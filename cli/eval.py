@@ -85,6 +85,12 @@ def command(
             show_default="the task's own, see docs/evaluation.md",
         ),
     ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Examples of a benchmark that run side by side.", show_default="1"
+        ),
+    ] = None,
     only: Annotated[
         str | None,
         typer.Option(
@@ -132,6 +138,7 @@ def command(
             subsets=tuple(dict.fromkeys(subset)) if subset else None,
             data_dir=data_dir,
             chat=chat,
+            batch_size=batch_size,
             seed=seed,
         )
         chosen = make_task(task, wanted)

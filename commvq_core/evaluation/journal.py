@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ Record = dict[str, Any]
 class Journal:
     """Records by (codec, example), in the file ``.NAME.partial.jsonl`` beside the result.
 
-    A line an example, appended as it is done; the first line is `key`'s hash, which covers all that
-    the records depend on. Records made with another key are refused, and the half of a line that a
-    kill or a full disk left at the end is dropped: that example runs again.
+    A line an example (or a batch of them), appended as it is done; the first line is `key`'s hash,
+    which covers all that the records depend on. Records made with another key are refused, and the
+    half of a line that a kill or a full disk left at the end is dropped: that example runs again.
     """
 
     def __init__(self, out: Path, key: dict[str, Any], *, resume: bool) -> None:
@@ -37,7 +38,7 @@ class Journal:
             key = json.loads(first)["key"]
             entries = [json.loads(line) for line in lines]
             for entry in entries:
-                self.records(entry["codec"]).append(dict(entry["record"]))
+                self.records(entry["codec"]).extend(map(dict, entry["records"]))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.path} is damaged ({error})", "add --overwrite to start again"
@@ -54,13 +55,14 @@ class Journal:
         """The records of the `codec`-th codec, in the order of the examples."""
         return self._records.setdefault(codec, [])
 
-    def add(self, codec: int, record: Record) -> None:
-        """Append the next example's record, on disk as well."""
+    def add(self, codec: int, records: Sequence[Record]) -> None:
+        """Append the records of the next example or batch, on disk as well."""
         if not self._begun:
             write_text(self.path, json.dumps({"key": self.key}) + "\n")
             self._begun = True
-        append_line(self.path, json.dumps({"codec": codec, "record": record}, allow_nan=False))
-        self.records(codec).append(record)
+        line = {"codec": codec, "records": list(records)}
+        append_line(self.path, json.dumps(line, allow_nan=False))
+        self.records(codec).extend(records)
 
     def remove(self) -> None:
         """Delete the file: the result itself is written."""

@@ -19,6 +19,7 @@ _SPECIAL = {
     "subsets": "--subset",
     "data_dir": "--data-dir",
     "chat": "--chat and --no-chat",
+    "batch_size": "--batch-size",
 }
 
 
@@ -29,7 +30,8 @@ class EvalOptions:
     `datasets` and `text_column` as in calibration. `limit` is a number of examples (for grids: a
     cell, for benchmarks: a subset), `max_length` of tokens. `lengths` (tokens) and `depths`
     (percent) span the grid of tasks that have one. `subsets` are parts of a benchmark, `data_dir` a
-    folder with its official files, `chat` whether prompts go through the tokenizer's chat template.
+    folder with its official files, `chat` whether prompts go through the tokenizer's chat template,
+    `batch_size` how many examples run side by side where they can.
     Raises InputError for values that no task could use.
     """
 
@@ -42,10 +44,16 @@ class EvalOptions:
     subsets: tuple[str, ...] | None = None
     data_dir: Path | None = None
     chat: bool | None = None
+    batch_size: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("--limit", self.limit), ("--max-length", self.max_length)):
+        counts = {
+            "--limit": self.limit,
+            "--max-length": self.max_length,
+            "--batch-size": self.batch_size,
+        }
+        for name, value in counts.items():
             if value is not None and value < 1:
                 raise InputError(f"{name} {value}", "give at least 1")
         if any(length < 1 for length in self.lengths or ()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,26 +141,61 @@ def generate_after_context(
     *,
     until: Callable[[str], bool] | None = None,
 ) -> str:
-    """Run the context into the empty cache, then the question, and decode greedily.
+    """`generate_batch` of one prompt."""
+    return generate_batch(loaded, cache, [prompt], max_new_tokens, until=until)[0]
 
-    Returns the new text, special tokens left out. It ends early once `until(text)` holds of it:
-    what comes after must not matter to the score.
+
+def generate_batch(
+    loaded: LoadedModel,
+    cache: Any,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    *,
+    until: Callable[[str], bool] | None = None,
+) -> list[str]:
+    """Run the contexts into the empty cache, then the questions, and decode greedily.
+
+    All questions must have the same number of tokens, so that every row's cache holds its context
+    and nothing else when its question comes; shorter contexts are padded on the left. Returns the
+    new texts, special tokens left out. A text ends early once `until(text)` holds of it: what comes
+    after must not matter to the score.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
-    ids = torch.tensor([prompt.context + prompt.question], device=model.device)
+    settings = greedy(tokenizer)
+    ids, mask = _left_padded(prompts, settings["pad_token_id"], model.device)
+    split = ids.shape[1] - len(prompts[0].question)
+    positions = {}
+    if not mask.all():
+        numbers = (mask.cumsum(-1) - 1).clamp_min(0)
+        positions = {"attention_mask": mask[:, :split], "position_ids": numbers[:, :split]}
     # The decoder alone: nobody needs a logit of the context.
     model.get_decoder()(
-        input_ids=ids[:, : len(prompt.context)], past_key_values=cache, use_cache=True
+        input_ids=ids[:, :split], past_key_values=cache, use_cache=True, **positions
     )
     output = model.generate(
         input_ids=ids,
-        attention_mask=torch.ones_like(ids),
+        attention_mask=mask,
         past_key_values=cache,
         max_new_tokens=max_new_tokens,
         stopping_criteria=None if until is None else _stop(tokenizer, ids.shape[1], until),
-        **greedy(tokenizer),
+        **settings,
     )
-    return str(tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+    texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+    return [str(text) for text in texts]
+
+
+def _left_padded(
+    prompts: Sequence[Prompt], pad: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, int64 [batch, tokens]."""
+    rows = [[*prompt.context, *prompt.question] for prompt in prompts]
+    assert len({len(prompt.question) for prompt in prompts}) == 1
+    length = max(map(len, rows))
+    missing = [length - len(row) for row in rows]
+    # A tokenizer without any token to pad with never pads: its rows are then single ones.
+    ids = [[pad or 0] * gap + row for gap, row in zip(missing, rows, strict=True)]
+    mask = [[0] * gap + [1] * (length - gap) for gap in missing]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 def _stop(tokenizer: Any, start: int, until: Callable[[str], bool]) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from commvq_core import __version__
+from commvq_core.cache.saved import weights_sha256
 from commvq_core.errors import InputError
 from commvq_core.evaluation.codecs import BASELINE, EvalCodec
 from commvq_core.evaluation.journal import Journal, key_sha256, partial_path
@@ -95,6 +96,7 @@ def run_key(loaded: LoadedModel, codecs: Sequence[EvalCodec], task: Task) -> dic
     return {
         "model": loaded.source,
         "model_fingerprint": loaded.spec.fingerprint,
+        "weights_sha256": weights_sha256(loaded.model),
         "device": loaded.model.device.type,
         "dtype": _dtype(loaded),
         "task": task.name,
@@ -120,23 +122,43 @@ def _run(
         with progress.task(
             f"{task.name} {codec.name}", total=len(examples), unit=task.unit, done=len(records)
         ) as bar:
-            for example in examples[len(records) :]:
-                record = _run_one(loaded, codec, task, example)
-                records.append(record)
+            done = len(records)
+            for start, batch in _batches(task, examples):
+                if start < done:
+                    continue
+                new = _run_batch(loaded, codec, task, batch)
+                records += new
                 if journal:
-                    journal.add(index, record)
-                bar.advance()
+                    journal.add(index, new)
+                bar.advance(len(batch))
         everything.append(records)
     return everything
 
 
-def _run_one(loaded: LoadedModel, codec: EvalCodec, task: Task, example: Any) -> Record:
+def _batches(task: Task, examples: Sequence[Any]) -> Iterator[tuple[int, Sequence[Any]]]:
+    """The index of each batch's first example, and the examples: always cut at the same places."""
+    start = 0
+    while start < len(examples):
+        key = task.batch_key(examples[start])
+        end = start + 1
+        while end < min(start + task.batch_size, len(examples)):
+            if task.batch_key(examples[end]) != key:
+                break
+            end += 1
+        yield start, examples[start:end]
+        start = end
+
+
+def _run_batch(
+    loaded: LoadedModel, codec: EvalCodec, task: Task, batch: Sequence[Any]
+) -> list[Record]:
+    """Records with the seconds and bytes that fall to each example of the batch."""
     began = time.monotonic()
     with codec.open(task.strict) as cache:
-        record = task.run(loaded, cache, example)
-        record["cache_bytes"] = int(cache.nbytes)
-    record["seconds"] = round(time.monotonic() - began, 4)
-    return record
+        records = task.run_batch(loaded, cache, batch)
+        nbytes = int(cache.nbytes) // len(batch)
+    seconds = round((time.monotonic() - began) / len(batch), 4)
+    return [record | {"cache_bytes": nbytes, "seconds": seconds} for record in records]
 
 
 def _result(
@@ -178,6 +200,7 @@ def _result(
         "results": results,
         "versions": versions(),
         "model_fingerprint": loaded.spec.fingerprint,
+        "weights_sha256": key["weights_sha256"],
         "run_key": key_sha256(key),
     }
 

@@ -89,7 +89,8 @@ def test_eval_stops_and_resumes_to_the_same_result(
     else:
         os.killpg(process.pid, how)
         process.communicate(timeout=60)
-    kept = [json.loads(line)["record"] for line in partial.read_text().splitlines()[1:]]
+    lines = partial.read_text().splitlines()[1:]
+    kept = [record for line in lines for record in json.loads(line)["records"]]
     assert not out.exists()
     result = succeed_json(*command, "--out", out, "--resume", "--quiet")
     done = [record for entry in result["results"] for record in entry["examples"]]

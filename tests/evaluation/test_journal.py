@@ -18,9 +18,9 @@ def out(tmp_path: Path) -> Path:
     """A result whose evaluation stopped after two examples of one codec and one of the next."""
     out = tmp_path / "result.json"
     journal = Journal(out, KEY, resume=False)
-    journal.add(0, {"n": 1})
-    journal.add(0, {"n": 2})
-    journal.add(1, {"n": 3})
+    journal.add(0, [{"n": 1}])
+    journal.add(0, [{"n": 2}])
+    journal.add(1, [{"n": 3}])
     return out
 
 
@@ -34,8 +34,8 @@ def test_records_come_back_by_codec(out: Path) -> None:
 def test_an_example_is_a_line_as_soon_as_it_is_done(out: Path) -> None:
     lines = partial_path(out).read_text().splitlines()
     assert [json.loads(line) for line in lines[1:3]] == [
-        {"codec": 0, "record": {"n": 1}},
-        {"codec": 0, "record": {"n": 2}},
+        {"codec": 0, "records": [{"n": 1}]},
+        {"codec": 0, "records": [{"n": 2}]},
     ]
 
 
@@ -45,7 +45,7 @@ def test_half_a_line_is_dropped_and_its_example_done_again(out: Path) -> None:
         partial_path(out).write_bytes(whole[:end])
         journal = Journal(out, KEY, resume=True)
         assert journal.records(1) == []
-        journal.add(1, {"n": 3})
+        journal.add(1, [{"n": 3}])
         assert partial_path(out).read_bytes() == whole
 
 
@@ -62,7 +62,7 @@ def test_a_journal_of_other_settings_or_a_damaged_one_is_refused(out: Path) -> N
 
 def test_starting_again_forgets_what_was_there(out: Path) -> None:
     journal = Journal(out, KEY, resume=False)
-    journal.add(0, {"n": 9})
-    assert Journal(out, KEY, resume=True).records(0) == [{"n": 9}]
+    journal.add(0, [{"n": 9}, {"n": 10}])
+    assert Journal(out, KEY, resume=True).records(0) == [{"n": 9}, {"n": 10}]
     journal.remove()
     assert not partial_path(out).exists()

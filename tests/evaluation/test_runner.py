@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from commvq_core.cache.saved import weights_sha256
 from commvq_core.codecs.digest import codecs_sha256
 from commvq_core.errors import InputError
 from commvq_core.evaluation.codecs import (
@@ -75,6 +76,7 @@ def test_what_decides_a_result_is_recorded(
     json.dumps(result, allow_nan=False)
     assert result["model"] == loaded.source
     assert result["model_fingerprint"] == loaded.spec.fingerprint
+    assert result["weights_sha256"] == weights_sha256(loaded.model)
     assert set(result["versions"]) == {"commvq", "torch", "transformers", "python"}
     settings = result["settings"]
     assert (settings["max_length"], settings["limit"]) == (128, 2)
@@ -114,6 +116,40 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert list(tmp_path.iterdir()) == [out]
 
 
+class Pairs(Counting):
+    """Runs two examples side by side, where both are round or neither is."""
+
+    @property
+    def batch_size(self) -> int:
+        return 2
+
+    def batch_key(self, example: int) -> bool:
+        return example % 20 == 0
+
+    def prepare(self, loaded: LoadedModel) -> Sequence[int]:
+        return [10, 30, 50, 70, 20, 90]
+
+    def run_batch(self, loaded: LoadedModel, cache: Any, examples: Sequence[int]) -> list[Record]:
+        if self.fail_at == len(self.asked):
+            raise KeyboardInterrupt
+        self.asked.append((type(cache).__name__, sum(examples)))
+        return [{"value": example, "context": example} for example in examples]
+
+
+def test_examples_of_one_kind_run_side_by_side_and_resume_at_whole_batches(
+    loaded: LoadedModel, codecs: list[EvalCodec], tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    first = Pairs(EvalOptions(), fail_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_to_file(loaded, codecs[:1], first, out)
+    second = Pairs(EvalOptions())
+    (entry,) = evaluate_to_file(loaded, codecs[:1], second, out, resume=True)["results"]
+    assert [total for _, total in first.asked] == [40, 120]
+    assert [total for _, total in second.asked] == [20, 90]
+    assert [record["value"] for record in entry["examples"]] == [10, 30, 50, 70, 20, 90]
+
+
 def test_a_finished_evaluation_is_not_run_again(
     loaded: LoadedModel, codecs: list[EvalCodec], tmp_path: Path
 ) -> None:
@@ -136,6 +172,23 @@ def test_resuming_with_other_settings_is_refused(
     with pytest.raises(InputError, match="other settings"):
         evaluate_to_file(loaded, codecs[:1], Counting(EvalOptions()), out, resume=True)
     assert json.loads(out.read_text()) == result
+
+
+def test_resuming_with_other_weights_is_refused(
+    loaded: LoadedModel, codecs: list[EvalCodec], tmp_path: Path
+) -> None:
+    out = tmp_path / "result.json"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_to_file(loaded, codecs, Counting(EvalOptions(), fail_at=1), out)
+    weight = next(loaded.model.parameters()).data.view(-1)
+    kept = float(weight[0])
+    weight[0] += 1
+    try:
+        with pytest.raises(InputError, match="other settings"):
+            evaluate_to_file(loaded, codecs, Counting(EvalOptions()), out, resume=True)
+    finally:
+        weight[0] = kept
+    evaluate_to_file(loaded, codecs, Counting(EvalOptions()), out, resume=True)
 
 
 def test_an_overwritten_evaluation_starts_anew(

@@ -27,6 +27,15 @@ class Task(ABC):
     strict: ClassVar[bool] = False
     uses: ClassVar[frozenset[str]] = frozenset()
 
+    @property
+    def batch_size(self) -> int:
+        """How many examples in a row may run side by side at most; see `batch_key`."""
+        return 1
+
+    def batch_key(self, example: Any) -> Any:
+        """Only examples with the same key run side by side."""
+        return None
+
     @abstractmethod
     def __init__(self, options: EvalOptions) -> None:
         """Raises InputError for options that this task has no use for."""
@@ -42,6 +51,11 @@ class Task(ABC):
     @abstractmethod
     def run(self, loaded: LoadedModel, cache: Any, example: Any) -> Record:
         """Run one example with a fresh cache."""
+
+    def run_batch(self, loaded: LoadedModel, cache: Any, examples: Sequence[Any]) -> list[Record]:
+        """Run several examples side by side with a fresh cache; each record as `run` gives it."""
+        (example,) = examples
+        return [self.run(loaded, cache, example)]
 
     @abstractmethod
     def metrics(self, records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from commvq_core.evaluation.options import EvalOptions
 from commvq_core.evaluation.prompts import (
     Prompt,
     TextPrompt,
-    generate_after_context,
+    generate_batch,
     text_prompt,
     use_template,
 )
@@ -82,7 +82,7 @@ class BenchmarkTask(Task):
     less the answer lose their middle.
     """
 
-    uses = frozenset({"subsets", "data_dir", "chat"})
+    uses = frozenset({"subsets", "data_dir", "chat", "batch_size"})
     parts: ClassVar[Mapping[str, Part]]
     groups: ClassVar[Mapping[str, Sequence[str]]]  # "all" among them
 
@@ -184,34 +184,53 @@ class BenchmarkTask(Task):
             "chat_template": templated,
             "question_after_context": True,
             "decoding": "greedy",
+            "batch_size": self.batch_size,
             "sources": self._sources,
             "examples": len(self._examples),
             "examples_sha256": sha256_of_ids(example.ids for example in self._examples),
         }
 
+    @property
+    def batch_size(self) -> int:
+        """See Task."""
+        return self._options.batch_size or 1
+
+    def batch_key(self, example: BenchmarkExample) -> Any:
+        """See Task: one part's examples, with questions of one length (see generate_batch)."""
+        return example.part, len(example.ids) - example.split
+
     def run(self, loaded: LoadedModel, cache: Any, example: BenchmarkExample) -> Record:
         """Answer one row."""
-        first_line = self.parts[example.part].first_line
-        prompt = example.prompt
+        return self.run_batch(loaded, cache, [example])[0]
+
+    def run_batch(
+        self, loaded: LoadedModel, cache: Any, examples: Sequence[BenchmarkExample]
+    ) -> list[Record]:
+        """Answer rows of one part."""
+        first_line = self.parts[examples[0].part].first_line
+        prompts = [example.prompt for example in examples]
         with torch.inference_mode():
-            text = generate_after_context(
+            texts = generate_batch(
                 loaded,
                 cache,
-                prompt,
-                example.max_new_tokens,
+                prompts,
+                examples[0].max_new_tokens,
                 until=_has_first_line if first_line else None,
             )
-        prediction = text.lstrip("\n").split("\n")[0] if first_line else text
-        return {
-            "subset": example.part,
-            "row": example.row,
-            **example.reference,
-            "prediction": prediction,
-            "score": self.score(example.part, prediction, example.reference),
-            "context": len(example.ids),
-            "context_before_truncation": example.full_length,
-            "prompt_sha256": sha256_of_ids([prompt.context, prompt.question]),
-        }
+        predictions = [text.lstrip("\n").split("\n")[0] if first_line else text for text in texts]
+        return [
+            {
+                "subset": example.part,
+                "row": example.row,
+                **example.reference,
+                "prediction": prediction,
+                "score": self.score(example.part, prediction, example.reference),
+                "context": len(example.ids),
+                "context_before_truncation": example.full_length,
+                "prompt_sha256": sha256_of_ids([prompt.context, prompt.question]),
+            }
+            for example, prompt, prediction in zip(examples, prompts, predictions, strict=True)
+        ]
 
     def metrics(self, records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]:
         """`score`, the mean over the subsets, and one a subset, all in percent."""
