@@ -74,7 +74,8 @@ format: $(INSTALLED) ## Format Python and C++
 	find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh' | \
 	  xargs $(BIN)/clang-format -i
 
-bench: install ## Time the operators on this machine
+bench: install ## Time decoding, encoding and fitting on this machine
+	$(BIN)/commvq bench decode
 	$(BIN)/commvq bench encode
 	$(BIN)/commvq bench train
 

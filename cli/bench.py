@@ -9,6 +9,97 @@ import typer
 from commvq_cli import options
 from commvq_cli.console import session
 
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads.", show_default="torch's choice")]
+
+
+def decode(
+    shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A model whose layers to take (llama-3.1-8b, smollm2-135m).",
+            show_default="llama-3.1-8b",
+        ),
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(help="Instead of --shape: query heads.", show_default=False)
+    ] = None,
+    kv_heads: Annotated[
+        int | None, typer.Option(help="Instead of --shape: KV heads.", show_default=False)
+    ] = None,
+    head_dim: Annotated[
+        int | None, typer.Option(help="Instead of --shape: dims of a head.", show_default=False)
+    ] = None,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N", help="Tokens. May be repeated.", show_default="8192, 32768, 131072"
+        ),
+    ] = None,
+    bits: Annotated[
+        list[float] | None,
+        typer.Option(metavar="B", help="Bits an element. May be repeated.", show_default="1, 2"),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences decoded at once.")] = 1,
+    threads: Threads = None,
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    png: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw time against context.", show_default=False),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the figure.")] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Time one layer's attention for a new token, over codes and over whole keys and values."""
+    with session(as_json=as_json, quiet=quiet, debug=debug) as ui:
+        from commvq_cli.tables import rows, size
+
+        from commvq_core.bench.decode import ROOFLINE, DecodeBench, bench_decode
+        from commvq_core.files import check_output
+        from commvq_core.plots import plot_decode, require_matplotlib
+
+        config = DecodeBench(
+            shape=shape,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            contexts=tuple(context or DecodeBench.contexts),
+            bits=tuple(bits or DecodeBench.bits),
+            batch=batch,
+            threads=threads,
+            device=device,
+            seed=seed,
+        )
+        if png is not None:
+            check_output(png, overwrite=overwrite)
+            require_matplotlib()
+        result = bench_decode(config, ui.progress)
+        if png is not None:
+            plot_decode(result, png)
+        floor = {r["context"]: r["ms_median"] for r in result["rows"] if r["impl"] == ROOFLINE}
+        ui.result(
+            result,
+            lambda: rows(
+                f"{result['shape']}, {result['device']}, {result['threads']} threads, reads "
+                f"{result['read_bandwidth_gb_s']:.1f} GB/s",
+                ["attention", "tokens", "median ms", "least ms", "reads", "times the roofline"],
+                [
+                    [
+                        row["impl"],
+                        row["context"],
+                        row["ms_median"],
+                        row["ms_min"],
+                        size(row["bytes_read"]),
+                        row["ms_median"] / floor[row["context"]],
+                    ]
+                    for row in result["rows"]
+                ],
+            ),
+        )
+
 
 def train(
     calibration: Annotated[
@@ -52,9 +143,7 @@ def train(
 
 
 def encode(
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads.", show_default="torch's choice")
-    ] = None,
+    threads: Threads = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,

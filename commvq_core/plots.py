@@ -40,6 +40,39 @@ def plot_layers(facts: dict[str, Any], path: Path) -> None:
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
+def plot_decode(result: dict[str, Any], path: Path) -> None:
+    """Draw milliseconds against context, both on a log scale, of `bench_decode` to a PNG.
+
+    Raises InputError without matplotlib, and when it can't be written.
+    """
+    figure = _figure()(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    rows = result["rows"]
+    for name in dict.fromkeys(row["impl"] for row in rows):
+        own = [row for row in rows if row["impl"] == name]
+        axes.plot(
+            [row["context"] for row in own],
+            [row["ms_median"] for row in own],
+            "k--" if name.endswith("roofline") else "o-" if name.startswith("commvq") else "s:",
+            label=name,
+        )
+    contexts = sorted({row["context"] for row in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(contexts, [f"{context:,}" for context in contexts])
+    axes.set_xlabel("tokens of context")
+    axes.set_ylabel("milliseconds of one layer, one new token")
+    axes.set_title(f"{result['shape']}, {result['device']}, {result['threads']} threads")
+    axes.grid(which="major", alpha=0.3)
+    axes.legend(fontsize="small")
+    atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+def require_matplotlib() -> None:
+    """Raise InputError where figures can't be drawn, before work whose result is to be one."""
+    _figure()
+
+
 def _figure() -> Any:
     try:
         from matplotlib.figure import Figure

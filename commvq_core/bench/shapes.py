@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from commvq_core.codecs.base import SideSpec
 from commvq_core.codecs.digest import LayerCodecs
 from commvq_core.errors import InputError
 from commvq_core.models import AttentionSpec
+from commvq_core.rope import Rotary
 from commvq_core.sides import side_spec
 
 if TYPE_CHECKING:
@@ -44,43 +46,109 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class AttentionShape:
+    """One attention layer: its name, heads, and the base of its rotary frequencies."""
+
+    name: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    theta: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        if min(self.heads, self.kv_heads, self.head_dim) < 1 or self.heads % self.kv_heads:
+            raise InputError(
+                f"{self.heads} heads can't share {self.kv_heads} KV heads of {self.head_dim} dims",
+                "give --heads as a multiple of --kv-heads",
+            )
+        if self.head_dim % 2:
+            raise InputError(
+                f"--head-dim {self.head_dim} does not split into pairs", "give an even number"
+            )
+
+    def side(self, side: str) -> SideSpec:
+        """What a codec must know of its "key" or "value" side."""
+        rotary_dim = self.head_dim if side == "key" else 0
+        return SideSpec(side, self.kv_heads, self.head_dim, rotary_dim)
+
+    def rotary(self, device: torch.device) -> Rotary:
+        """How its keys are rotated: all dims, in the layout of Llama."""
+        exponents = torch.arange(0, self.head_dim, 2, device=device) / self.head_dim
+        return Rotary(self.head_dim, "half", self.theta**-exponents)
+
+
+def shape_config(name: str) -> dict[str, Any]:
+    """The configuration of a named shape. Raises InputError for a name that is not known."""
+    if name not in SHAPES:
+        raise InputError(f"--shape {name} is not known", f"give {' or '.join(SHAPES)}")
+    return SHAPES[name]
+
+
+def attention_shape(
+    name: str | None, heads: int | None, kv_heads: int | None, head_dim: int | None
+) -> AttentionShape:
+    """The shape of that name (Llama-3.1-8B's without one), or the one that three numbers give.
+
+    Raises InputError for an unknown name, or numbers that are no shape.
+    """
+    if heads is None and kv_heads is None and head_dim is None:
+        name = name or "llama-3.1-8b"
+        config = shape_config(name)
+        return AttentionShape(
+            name,
+            config["num_attention_heads"],
+            config["num_key_value_heads"],
+            config["head_dim"],
+            config["rope_parameters"]["rope_theta"],
+        )
+    if name is not None:
+        raise InputError("--shape says how many heads there are", "leave out --heads and the like")
+    if heads is None or kv_heads is None or head_dim is None:
+        raise InputError("a shape needs three numbers", "give --heads, --kv-heads and --head-dim")
+    return AttentionShape(f"{heads}x{kv_heads}x{head_dim}", heads, kv_heads, head_dim)
+
+
 def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """A model of a named shape. Raises InputError for a name that is not known."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    if shape not in SHAPES:
-        raise InputError(f"--shape {shape} is not known", f"give {' or '.join(SHAPES)}")
+    config = LlamaConfig(**shape_config(shape))
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[shape]), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return model.eval()
 
 
-def random_codecs(spec: AttentionSpec, bits: float) -> LayerCodecs:
-    """Codebooks of the default preset's geometry with random codewords, for every layer.
+def random_codec(spec: SideSpec, bits: float, generator: torch.Generator) -> AdditiveCodec:
+    """A codec of the default preset's geometry at `bits`, with random codewords.
 
     Raises InputError for bits that the geometry doesn't allow.
     """
+    plan = AdditiveCodec.plan(spec, bits)
+    config = AdditiveConfig(**plan)
+    subs = spec.head_dim // config.sub_dim
+    shape = (spec.kv_heads, subs, config.stages, config.codewords, config.sub_dim)
+    tail = (spec.head_dim,) if spec.side == "key" else (spec.head_dim, spec.head_dim)
+    one = torch.ones(tail) if spec.side == "key" else torch.eye(spec.head_dim)
+    return AdditiveCodec.from_tensors(
+        spec,
+        plan,
+        {
+            "codebooks": torch.randint(-127, 128, shape, generator=generator).to(torch.int8),
+            "scales": torch.full(shape[:3], 0.01),
+            "inverse": one.expand(spec.kv_heads, *tail).contiguous(),
+        },
+    )
+
+
+def random_codecs(spec: AttentionSpec, bits: float) -> LayerCodecs:
+    """Random codecs for every layer. Raises InputError as `random_codec` does."""
     generator = torch.Generator().manual_seed(0)
-
-    def codec(side: SideSpec) -> AdditiveCodec:
-        plan = AdditiveCodec.plan(side, bits)
-        config = AdditiveConfig(**plan)
-        subs = side.head_dim // config.sub_dim
-        shape = (side.kv_heads, subs, config.stages, config.codewords, config.sub_dim)
-        tail = (side.head_dim,) if side.side == "key" else (side.head_dim, side.head_dim)
-        one = torch.ones(tail) if side.side == "key" else torch.eye(side.head_dim)
-        return AdditiveCodec.from_tensors(
-            side,
-            plan,
-            {
-                "codebooks": torch.randint(-127, 128, shape, generator=generator).to(torch.int8),
-                "scales": torch.full(shape[:3], 0.01),
-                "inverse": one.expand(side.kv_heads, *tail).contiguous(),
-            },
-        )
-
     return {
-        layer.index: (codec(side_spec(layer, "key")), codec(side_spec(layer, "value")))
+        layer.index: (
+            random_codec(side_spec(layer, "key"), bits, generator),
+            random_codec(side_spec(layer, "value"), bits, generator),
+        )
         for layer in spec.compressible
     }

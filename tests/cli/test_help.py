@@ -25,6 +25,8 @@ CONTRACT = {
     "generate": "MODEL --codebook --prompt --prompt-file --max-new-tokens --save-cache "
     "--load-cache --overwrite",
     "doctor": "",
+    "bench decode": "--shape --heads --kv-heads --head-dim --context --bits --batch --threads "
+    "--device --seed --png --overwrite",
     "bench train": "--calibration --layer --head --bits --tokens --steps --threads --seed",
     "bench encode": "--threads",
     "bench memory": "[MODEL] --shape --codebook --bits --context --new-tokens --window --sinks "
@@ -101,7 +103,7 @@ def test_a_group_without_a_command_names_its_own() -> None:
     result = commvq("bench")
     assert result.exit_code == 2
     expected = (
-        "error: no command was given: choose one of train, encode, memory "
+        "error: no command was given: choose one of decode, train, encode, memory "
         "(see commvq bench --help)\n"
     )
     assert result.stderr == expected
