@@ -143,25 +143,62 @@ def train(
 
 
 def encode(
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A model whose layers to take. May be repeated.",
+            show_default="smollm2-135m, llama-3.1-8b",
+        ),
+    ] = None,
+    bits: Annotated[
+        list[float] | None,
+        typer.Option(metavar="B", help="Bits an element. May be repeated.", show_default="1, 2"),
+    ] = None,
+    tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N", help="Tokens at once. May be repeated.", show_default="1, 32, 2048"
+        ),
+    ] = None,
     threads: Threads = None,
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Encode vectors with the compiled operator and with PyTorch."""
+    """Time the encoding of keys and values, and say what share of a prefill it is."""
     with session(as_json=as_json, quiet=quiet, debug=debug) as ui:
         from commvq_cli.tables import rows
+        from rich.console import Group
 
-        from commvq_core.bench.encode import bench_encode
+        from commvq_core.bench.encode import EncodeBench, bench_encode
 
-        result = bench_encode(threads=threads)
-        columns = ("name", "impl", "ms_median", "ms_min")
+        config = EncodeBench(
+            shapes=tuple(shape or EncodeBench.shapes),
+            bits=tuple(bits or EncodeBench.bits),
+            tokens=tuple(tokens or EncodeBench.tokens),
+            threads=threads,
+            device=device,
+            seed=seed,
+        )
+        result = bench_encode(config, ui.progress)
+        columns = ("shape", "bits", "tokens", "side", "impl", "ms_median", "us_per_token_head")
+        shares = ("shape", "bits", "dtype", "encode_us", "prefill_us", "share_of_prefill")
         ui.result(
             result,
-            lambda: rows(
-                f"{result['native']}, {result['threads']} threads",
-                ["case", "impl", "median ms", "least ms"],
-                [[row[column] for column in columns] for row in result["rows"]],
+            lambda: Group(
+                rows(
+                    f"{result['native']}, {result['threads']} threads",
+                    [*columns[:5], "median ms", "µs a token and head"],
+                    [[row[column] for column in columns] for row in result["rows"]],
+                ),
+                rows(
+                    "a token and layer of a prefill: linear layers at the matmul rate of this run",
+                    [*shares[:3], "encoding µs", "linear layers µs", "share"],
+                    [[entry[name] for name in shares] for entry in result["prefill"]],
+                ),
             ),
         )
 

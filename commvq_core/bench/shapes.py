@@ -120,10 +120,13 @@ def random_model(shape: str, device: torch.device, dtype: torch.dtype) -> PreTra
     return model.eval()
 
 
-def random_codec(spec: SideSpec, bits: float, generator: torch.Generator) -> AdditiveCodec:
+def random_codec(
+    spec: SideSpec, bits: float, generator: torch.Generator, *, shrink: float = 1.0
+) -> AdditiveCodec:
     """A codec of the default preset's geometry at `bits`, with random codewords.
 
-    Raises InputError for bits that the geometry doesn't allow.
+    Those of a stage are `shrink` times as large as the stage's before. Raises
+    InputError for bits that the geometry doesn't allow.
     """
     plan = AdditiveCodec.plan(spec, bits)
     config = AdditiveConfig(**plan)
@@ -136,7 +139,7 @@ def random_codec(spec: SideSpec, bits: float, generator: torch.Generator) -> Add
         plan,
         {
             "codebooks": torch.randint(-127, 128, shape, generator=generator).to(torch.int8),
-            "scales": torch.full(shape[:3], 0.01),
+            "scales": (0.01 * shrink ** torch.arange(config.stages)).expand(shape[:3]).contiguous(),
             "inverse": one.expand(spec.kv_heads, *tail).contiguous(),
         },
     )

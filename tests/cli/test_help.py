@@ -28,7 +28,7 @@ CONTRACT = {
     "bench decode": "--shape --heads --kv-heads --head-dim --context --bits --batch --threads "
     "--device --seed --png --overwrite",
     "bench train": "--calibration --layer --head --bits --tokens --steps --threads --seed",
-    "bench encode": "--threads",
+    "bench encode": "--shape --bits --tokens --threads --device --seed",
     "bench memory": "[MODEL] --shape --codebook --bits --context --new-tokens --window --sinks "
     "--prefill-chunk --device --dtype",
 }
