@@ -144,6 +144,7 @@ def command(
         chosen = make_task(task, wanted)
         # All that can be refused before the model is loaded, which takes a while.
         check_result_path(out, overwrite=overwrite, resume=resume)
+        chosen.check()
         check_codec_names(codec or ())
         side = parse_side(only)
         iter_documents(wanted.datasets, text_column=text_column)

@@ -15,6 +15,7 @@ from commvq_core.generation import chat_text, greedy, has_chat_template
 if TYPE_CHECKING:
     from commvq_core.models import LoadedModel
 
+_NEAR = 2000  # characters of a context that decide where its last tokens begin
 _MARK = "<<<commvq-context>>>"  # stands for the context while a chat template is applied
 
 
@@ -97,13 +98,10 @@ def text_prompt(
         before, _, after = chat_text(tokenizer, _MARK).partition(_MARK)
         context, question = before + context, question + after + answer
         ids = _plain(tokenizer, context + question)
-        early = _plain(tokenizer, context)
     else:
         question += answer
         ids = _with_start(tokenizer, context + question)
-        early = _with_start(tokenizer, context)
-    # Where the two parts meet, a token may span both; it belongs to the question then.
-    full, tail = len(ids), len(ids) - _common(ids, early)
+    full, tail = len(ids), _question_tokens(tokenizer, ids, context, question)
     if room is not None and full > room:
         if room < tail + 1:
             raise InputError(
@@ -118,6 +116,20 @@ def text_prompt(
 def _plain(tokenizer: Any, text: str) -> list[int]:
     # verbose=False: texts longer than the model's context are cut afterwards.
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _question_tokens(tokenizer: Any, ids: list[int], context: str, question: str) -> int:
+    """How many of `ids`, the tokens of both texts, are the question's.
+
+    A token that spans both is one of them. Only the end of a long context is tokenized for it, and
+    all of it where that turns out to make other tokens.
+    """
+    for before in (context[-_NEAR:], context):
+        both = _plain(tokenizer, before + question)
+        tail = len(both) - _common(both, _plain(tokenizer, before))
+        if ids[len(ids) - tail - 1 :] == both[len(both) - tail - 1 :]:
+            break
+    return tail
 
 
 def _common(first: list[int], second: list[int]) -> int:
@@ -168,10 +180,11 @@ def generate_batch(
     if not mask.all():
         numbers = (mask.cumsum(-1) - 1).clamp_min(0)
         positions = {"attention_mask": mask[:, :split], "position_ids": numbers[:, :split]}
-    # The decoder alone: nobody needs a logit of the context.
-    model.get_decoder()(
-        input_ids=ids[:, :split], past_key_values=cache, use_cache=True, **positions
-    )
+    if split:
+        # The decoder alone: nobody needs a logit of the context.
+        model.get_decoder()(
+            input_ids=ids[:, :split], past_key_values=cache, use_cache=True, **positions
+        )
     output = model.generate(
         input_ids=ids,
         attention_mask=mask,

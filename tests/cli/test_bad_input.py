@@ -259,3 +259,32 @@ def test_prompts_that_make_no_sense(tiny_model_dir: Path, tmp_path: Path) -> Non
     assert "exists already" in refusal(
         *one, "--codebook", tmp_path, "--save-cache", _any_safetensors(tmp_path)
     )
+
+
+def test_benchmarks_that_cannot_be_read_are_refused_before_the_model_is_loaded(
+    tmp_path: Path, out: Path
+) -> None:
+    def refused(*more: object) -> str:
+        return refusal("eval", "no/such/model", "--out", out, *more)
+
+    folder = ("--data-dir", tmp_path)
+    longbench = ("--task", "longbench", *folder)
+    line = refused(*longbench, "--subset", "trec")
+    assert "has no data/trec.jsonl or trec.jsonl" in line
+    assert "has no subset trek" in refused(*longbench, "--subset", "trek")
+    assert "gone is no folder" in refused("--task", "longbench", "--data-dir", tmp_path / "gone")
+    assert "has no passkey.jsonl" in refused("--task", "infinitebench", *folder)
+    assert "perplexity has no use for --data-dir" in refused("--task", "perplexity", *folder)
+    assert not out.exists()
+
+
+def test_a_wrong_row_of_a_benchmark_is_named(
+    tmp_path: Path, tiny_model_dir: Path, out: Path
+) -> None:
+    row = {"input": "", "context": "words", "answers": ["a"], "length": 1, "all_classes": None}
+    path = tmp_path / "lcc.jsonl"
+    path.write_text(json.dumps(row | {"_id": "1"}) + "\n" + json.dumps(row) + "\n")
+    options = ("--task", "longbench", "--subset", "lcc", "--data-dir", tmp_path)
+    line = refusal("eval", tiny_model_dir, "--out", out, *options)
+    assert "lcc.jsonl:2: field '_id' is missing" in line
+    assert not out.exists()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cli.helpers import commvq, start, succeed, succeed_json, tree
+from tests.evaluation.benchmarks import longbench
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,9 @@ def work(
     train = ("train-codebook", folder / "calib", "--bits", "0.5", "--workers", 1)
     perplexity = (*evaluate, "--task", "perplexity", "--max-length", 256, "--limit", 2)
     niah = (*evaluate, "--task", "niah", "--lengths", "300,600", "--depths", "0,100")
+    data = longbench(folder / "data", "trec", "multi_news", rows=2)
+    benchmark = ("eval", tiny_model_dir, "--codebook", folder / "artifact", "--data-dir", data)
+    benchmark += ("--task", "longbench", "--subset", "trec", "--subset", "multi_news")
     generate = ("generate", tiny_model_dir, "--codebook", folder / "artifact")
     steps: dict[str, tuple[object, ...]] = {
         "calibrate": (*calibrate, "--out", folder / "calib"),
@@ -30,6 +35,7 @@ def work(
         "export": ("export", folder / "run", "--out", folder / "artifact"),
         "perplexity": (*perplexity, "--out", folder / "perplexity.json"),
         "niah": (*niah, "--out", folder / "niah.json"),
+        "longbench": (*benchmark, "--max-length", 200, "--out", folder / "longbench.json"),
         "generate": (*generate, "--prompt", "the words", "--max-new-tokens", 5),
     }
     return {"folder": folder, **{name: succeed_json(*step) for name, step in steps.items()}}
@@ -50,12 +56,12 @@ def test_train_and_export_say_what_it_costs(work: dict[str, Any]) -> None:
     assert work["export"]["resident_bytes"] > 0
 
 
-@pytest.mark.parametrize("task", ["perplexity", "niah"])
+@pytest.mark.parametrize("task", ["perplexity", "niah", "longbench"])
 def test_eval_prints_what_it_writes(work: dict[str, Any], task: str) -> None:
     assert json.loads((work["folder"] / f"{task}.json").read_text()) == work[task]
 
 
-@pytest.mark.parametrize("task", ["perplexity", "niah"])
+@pytest.mark.parametrize("task", ["perplexity", "niah", "longbench"])
 def test_eval_has_the_keys_that_scripts_rely_on(work: dict[str, Any], task: str) -> None:
     result = work[task]
     assert {"model", "task", "settings", "results", "versions"} <= set(result)
@@ -64,7 +70,11 @@ def test_eval_has_the_keys_that_scripts_rely_on(work: dict[str, Any], task: str)
     for entry in result["results"]:
         wanted = {"codec", "bits_per_element", "resident_bytes", "metrics", "seconds"}
         assert wanted | {"cache_bytes", "fp16_cache_bytes"} <= set(entry)
-    metrics = {"perplexity": {"perplexity", "delta_percent"}, "niah": {"accuracy", "grid"}}
+    metrics = {
+        "perplexity": {"perplexity", "delta_percent"},
+        "niah": {"accuracy", "grid"},
+        "longbench": {"score", "trec", "multi_news"},
+    }
     assert metrics[task] <= set(result["results"][1]["metrics"])
 
 
@@ -121,6 +131,17 @@ def test_without_json_a_table_is_shown(work: dict[str, Any]) -> None:
     out = ("--out", work["folder"] / "run", "--resume")
     shown = succeed("train-codebook", work["folder"] / "calib", "--bits", "0.5", *out)
     assert "bits_per_element" in shown
+
+
+def test_a_benchmark_is_shown_subset_by_subset(work: dict[str, Any], tiny_model_dir: Path) -> None:
+    folder = work["folder"]
+    shown = succeed(
+        *("eval", tiny_model_dir, "--codebook", folder / "artifact", "--task", "longbench"),
+        *("--subset", "multi_news", "--subset", "trec", "--data-dir", folder / "data"),
+        *("--max-length", 200, "--out", folder / "longbench.json", "--resume"),
+    )
+    assert re.search(r"subset +examples +fp16 +commvq-0.5bit", shown)
+    assert re.search(r"multi_news +2 ", shown)
 
 
 def test_resuming_what_is_complete_gives_the_same(

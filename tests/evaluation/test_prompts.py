@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,39 @@ def test_the_question_begins_where_the_texts_meet(loaded: LoadedModel) -> None:
     assert ends.lstrip("\n") == QUESTION.lstrip("\n")
 
 
+def test_the_end_of_a_long_context_decides_where_the_question_begins(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from commvq_core.evaluation import prompts
+
+    whole = text_prompt(loaded, TEXT, QUESTION, templated=False, room=None)
+    for near in (1, 5, 20, 100):
+        monkeypatch.setattr(prompts, "_NEAR", near)
+        for context in (TEXT, TEXT.strip(), TEXT + "\n\n "):
+            prompt = text_prompt(loaded, context, QUESTION, templated=False, room=None)
+            assert (
+                prompt.context + prompt.question
+                == loaded.tokenizer(context + QUESTION)["input_ids"]
+            )
+            assert abs(len(prompt.question) - len(whole.question)) <= 2
+
+
+def test_a_tokenizer_that_looks_far_back_is_asked_about_the_whole_context() -> None:
+    class Tokenizer:
+        """Letters are tokens, and their numbers depend on how many there are in all."""
+
+        bos_token_id = None
+
+        def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+            return {"input_ids": [len(text)] if len(text) % 2 else [ord(one) for one in text]}
+
+    double: Any = type("Loaded", (), {"tokenizer": Tokenizer()})()
+    prompt = text_prompt(double, "ab" * 2001, "cd", templated=False, room=None)
+    assert prompt.question == [ord("c"), ord("d")]
+    prompt = text_prompt(double, "ab" * 2001, "c", templated=False, room=None)
+    assert (prompt.context, prompt.question) == ([], [4003])
+
+
 @pytest.mark.parametrize("room", [100, 101, 250])
 def test_the_middle_is_cut_and_both_halves_stay(loaded: LoadedModel, room: int) -> None:
     whole = text_prompt(loaded, TEXT, QUESTION, templated=False, room=None)
@@ -92,6 +126,14 @@ def test_a_chat_template_is_used_as_asked(loaded: LoadedModel, chatty: LoadedMod
         use_template(loaded, True)
     assert wrap_prompt(chatty, "Read.", "Who?", "It was").templated
     assert not wrap_prompt(chatty, "Read.", "Who?", "It was", chat=False).templated
+
+
+def test_a_prompt_may_have_no_context(loaded: LoadedModel, codecs: list[EvalCodec]) -> None:
+    prompt = text_prompt(loaded, "", QUESTION, templated=False, room=None)
+    assert prompt.context == []
+    for codec in codecs:
+        with codec.open(False) as cache, torch.inference_mode():
+            assert generate_after_context(loaded, cache, prompt, 2)
 
 
 def test_an_answer_ends_once_there_is_enough(loaded: LoadedModel, codecs: list[EvalCodec]) -> None:

@@ -40,6 +40,10 @@ class Task(ABC):
     def __init__(self, options: EvalOptions) -> None:
         """Raises InputError for options that this task has no use for."""
 
+    def check(self) -> None:
+        """Raise InputError for files that lack, before a model is loaded."""
+        return
+
     @abstractmethod
     def prepare(self, loaded: LoadedModel) -> Sequence[Any]:
         """The examples, in order. Raises InputError when the text does not do."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from commvq_core.errors import InputError
-from commvq_core.evaluation.data import DataSource, Row
+from commvq_core.evaluation.data import DataSource, Row, find_file
 from commvq_core.evaluation.metrics import mean
 from commvq_core.evaluation.options import EvalOptions
 from commvq_core.evaluation.prompts import (
@@ -104,6 +104,17 @@ class BenchmarkTask(Task):
                 )
             named.update(self.groups.get(name, [name]))
         return [name for name in self.parts if name in named]
+
+    @abstractmethod
+    def places(self, name: str) -> Sequence[str]:
+        """Where a part's file may be in a folder, the official place first."""
+
+    def check(self) -> None:
+        """See Task: a --data-dir has a file for every part."""
+        folder = self._options.data_dir
+        for name in self._names:
+            if folder is not None:
+                find_file(folder, self.places(name))
 
     @abstractmethod
     def rows(self, loaded: LoadedModel, name: str) -> tuple[list[Row], DataSource]:

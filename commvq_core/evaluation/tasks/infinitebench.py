@@ -81,6 +81,10 @@ class InfiniteBench(BenchmarkTask):
                 "--lengths is for the subsets that can be made", f"give of {', '.join(MADE)}"
             )
 
+    def places(self, name: str) -> Sequence[str]:
+        """See BenchmarkTask."""
+        return f"{name}.jsonl", f"data/{name}.jsonl"
+
     def rows(self, loaded: LoadedModel, name: str) -> tuple[list[Row], DataSource]:
         """See BenchmarkTask: of the folder's or the hub's NAME.jsonl, or made."""
         if self._lengths is not None:
@@ -89,8 +93,8 @@ class InfiniteBench(BenchmarkTask):
         fields = {"context": str, "input": str, "answer": template.kind}
         rows, source = load_rows(
             self._options.data_dir,
-            (f"{name}.jsonl", f"data/{name}.jsonl"),
-            HubFile(_HUB, f"{name}.jsonl"),
+            self.places(name),
+            HubFile(_HUB, self.places(name)[0]),
             fields | ({"options": list[str]} if template.options else {}),
             limit=self._options.limit,
         )

@@ -97,14 +97,17 @@ class LongBench(BenchmarkTask):
                 self._templates, self._prompts = found, f"official, {sha256_of_file(path)}"
                 return
 
+    def places(self, name: str) -> Sequence[str]:
+        """See BenchmarkTask."""
+        return f"data/{name}.jsonl", f"{name}.jsonl"
+
     def rows(self, loaded: LoadedModel, name: str) -> tuple[list[Row], DataSource]:
-        """See BenchmarkTask: the folder's data/NAME.jsonl or NAME.jsonl, or the hub's data.zip."""
-        file = f"data/{name}.jsonl"
+        """See BenchmarkTask; on the hub all parts are in data.zip."""
         classes = METRIC_OF[name.removesuffix("_e")] == "classification"
         return load_rows(
             self._options.data_dir,
-            (file, f"{name}.jsonl"),
-            HubFile(_HUB, "data.zip", file),
+            self.places(name),
+            HubFile(_HUB, "data.zip", self.places(name)[0]),
             {**_FIELDS, "all_classes": list[str]} if classes else _FIELDS,
             limit=self._options.limit,
         )
