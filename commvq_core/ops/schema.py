@@ -18,6 +18,7 @@ SCHEMAS = (
     "unpack_codes(Tensor packed, int bits, int count) -> Tensor",
 )
 OPS = tuple(schema.partition("(")[0] for schema in SCHEMAS)
+FIT_OPS = ("product_estep",)  # only fitting calls these; on a GPU the PyTorch reference serves
 
 # Kept for as long as the process lives: dropping it would unregister the operators.
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
