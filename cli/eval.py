@@ -17,7 +17,7 @@ def command(
         typer.Option(
             metavar="TASK",
             help="perplexity, divergence (from fp16), niah (a needle in a haystack), kv (one of "
-            "many facts), longbench or infinitebench.",
+            "many facts), passkey, ruler, longbench or infinitebench.",
             show_default=False,
         ),
     ],
@@ -51,15 +51,15 @@ def command(
         str | None,
         typer.Option(
             metavar="N,N",
-            help="niah, kv, infinitebench: context lengths in tokens.",
-            show_default="1024,2048",
+            help="Context lengths in tokens (niah, passkey, kv, ruler, infinitebench).",
+            show_default="1024,2048; ruler 4096",
         ),
     ] = None,
     depths: Annotated[
         str | None,
         typer.Option(
             metavar="P,P",
-            help="niah, kv: where the answer is, in percent.",
+            help="Where the answer is, in percent (niah, passkey, kv).",
             show_default="0,25,50,75,100",
         ),
     ] = None,
@@ -89,6 +89,32 @@ def command(
         int | None,
         typer.Option(
             min=1, help="Examples of a benchmark that run side by side.", show_default="1"
+        ),
+    ] = None,
+    needles: Annotated[
+        int | None,
+        typer.Option(min=1, help="niah: how many numbers are hidden.", show_default="1"),
+    ] = None,
+    needle: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help="niah: a sentence to hide in place of a number. May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="niah: what --needle is the answer to.", show_default=False
+        ),
+    ] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="niah, passkey, kv, ruler: draw the grid as heat maps.",
+            show_default=False,
         ),
     ] = None,
     only: Annotated[
@@ -125,8 +151,9 @@ def command(
         from commvq_core.evaluation.options import EvalOptions, parse_lengths, parse_numbers
         from commvq_core.evaluation.report import grid_rows, subset_rows, summary_rows
         from commvq_core.evaluation.runner import check_result_path, evaluate_to_file
-        from commvq_core.evaluation.tasks import make_task
+        from commvq_core.evaluation.tasks import check_grid, make_task
         from commvq_core.models import load_model
+        from commvq_core.plots import plot_grid
 
         wanted = EvalOptions(
             datasets=tuple(dataset or ("builtin",)),
@@ -139,12 +166,17 @@ def command(
             data_dir=data_dir,
             chat=chat,
             batch_size=batch_size,
+            needles=needles,
+            needle=tuple(needle) if needle else None,
+            question=question,
             seed=seed,
         )
         chosen = make_task(task, wanted)
         # All that can be refused before the model is loaded, which takes a while.
         check_result_path(out, overwrite=overwrite, resume=resume)
         chosen.check()
+        if png is not None:
+            check_grid(chosen, png, overwrite=overwrite or resume)
         check_codec_names(codec or ())
         side = parse_side(only)
         iter_documents(wanted.datasets, text_column=text_column)
@@ -167,6 +199,8 @@ def command(
         result = evaluate_to_file(
             loaded, codecs, chosen, out, overwrite=overwrite, resume=resume, progress=ui.progress
         )
+        if png is not None:
+            plot_grid(result, png)
 
         def view() -> Group:
             grid, subsets = grid_rows(result), subset_rows(result)

@@ -40,6 +40,40 @@ def plot_layers(facts: dict[str, Any], path: Path) -> None:
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
+def plot_grid(result: dict[str, Any], path: Path) -> None:
+    """Draw an evaluation's grid to a PNG: a heat map a cache, side by side, green where found.
+
+    Of needles that are scored by ROUGE, it is ROUGE-1 that is drawn. Raises InputError without
+    matplotlib, and when the file can't be written.
+    """
+    entries = result["results"]
+    name = "grid_rouge_1" if "grid_rouge_1" in entries[0]["metrics"] else "grid"
+    grids = [entry["metrics"][name] for entry in entries]
+    rows = list(grids[0])
+    columns = list(dict.fromkeys(column for cells in grids[0].values() for column in cells))
+    across = "depth of the needle, percent" if result["task"] != "ruler" else "tokens"
+    figure_class = _figure()
+    size = (1.5 + len(entries) * max(2.5, 0.55 * len(columns)), 1.5 + 0.4 * len(rows))
+    figure = figure_class(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(entries), squeeze=False, sharey=True)[0]
+    for axis, entry, grid in zip(axes, entries, grids, strict=True):
+        values = [[100 * grid[row].get(column, float("nan")) for column in columns] for row in rows]
+        image = axis.imshow(values, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                if value == value:  # NaN where a subset has no such length
+                    axis.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=8)
+        axis.set_xticks(range(len(columns)), columns)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set_xlabel(across)
+        axis.set_title(f"{entry['codec']}, {entry['bits_per_element']:.2f} bits", fontsize=9)
+    axes[0].set_ylabel("" if result["task"] == "ruler" else "tokens")
+    what = "ROUGE-1" if name == "grid_rouge_1" else "found"
+    figure.colorbar(image, ax=axes.tolist(), label=f"{what}, percent")
+    figure.suptitle(f"{result['task']}, {Path(result['model']).name}", fontsize=10)
+    atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
 def plot_decode(result: dict[str, Any], path: Path) -> None:
     """Draw milliseconds against context, both on a log scale, of `bench_decode` to a PNG.
 

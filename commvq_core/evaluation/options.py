@@ -20,6 +20,9 @@ _SPECIAL = {
     "data_dir": "--data-dir",
     "chat": "--chat and --no-chat",
     "batch_size": "--batch-size",
+    "needles": "--needles",
+    "needle": "--needle",
+    "question": "--question",
 }
 
 
@@ -31,7 +34,8 @@ class EvalOptions:
     cell, for benchmarks: a subset), `max_length` of tokens. `lengths` (tokens) and `depths`
     (percent) span the grid of tasks that have one. `subsets` are parts of a benchmark, `data_dir` a
     folder with its official files, `chat` whether prompts go through the tokenizer's chat template,
-    `batch_size` how many examples run side by side where they can.
+    `batch_size` how many examples run side by side where they can. `needles` is how many numbers
+    are hidden, `needle` are sentences to hide in their place, and `question` asks for them.
     Raises InputError for values that no task could use.
     """
 
@@ -45,6 +49,9 @@ class EvalOptions:
     data_dir: Path | None = None
     chat: bool | None = None
     batch_size: int | None = None
+    needles: int | None = None
+    needle: tuple[str, ...] | None = None
+    question: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,10 +59,13 @@ class EvalOptions:
             "--limit": self.limit,
             "--max-length": self.max_length,
             "--batch-size": self.batch_size,
+            "--needles": self.needles,
         }
         for name, value in counts.items():
             if value is not None and value < 1:
                 raise InputError(f"{name} {value}", "give at least 1")
+        if any(not text.strip() for text in (*(self.needle or ()), self.question or "none")):
+            raise InputError("an empty --needle or --question", "give some text")
         if any(length < 1 for length in self.lengths or ()):
             raise InputError("a length below 1 token", "give --lengths such as 1024,2048")
         if any(not 0 <= depth <= 100 for depth in self.depths or ()):

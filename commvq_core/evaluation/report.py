@@ -31,6 +31,8 @@ _COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
     },
     "niah": _FOUND,
     "kv": _FOUND,
+    "passkey": _FOUND,
+    "ruler": _FOUND,
     "longbench": {
         "score": lambda metrics: metrics["score"],
         "the paper's 8": lambda metrics: metrics.get("score_paper8"),
@@ -58,24 +60,36 @@ def summary_rows(result: dict[str, Any]) -> Rows:
 
 
 def grid_rows(result: dict[str, Any]) -> Rows | None:
-    """Percent found, a row a codec and length, a column a depth; None for tasks without a grid."""
+    """Percent found, a row a codec and length, a column a depth; None for tasks without a grid.
+
+    Where there are subsets, a row is one of these and a column a length.
+    """
     first = result["results"][0]["metrics"].get("grid")
     if first is None:
         return None
-    depths = list(next(iter(first.values())))
-    names = ["cache", "tokens", *(f"depth {depth}" for depth in depths)]
+    by_subset = result["task"] == "ruler"
+    columns = list(dict.fromkeys(column for cells in first.values() for column in cells))
+    names = ["cache", "subset" if by_subset else "tokens"]
+    names += [f"{column} tokens" if by_subset else f"depth {column}" for column in columns]
     cells = [
-        [entry["codec"], int(length), *(100 * by_depth[depth] for depth in depths)]
+        [
+            entry["codec"],
+            row if by_subset else int(row),
+            *(100 * found[column] if column in found else None for column in columns),
+        ]
         for entry in result["results"]
-        for length, by_depth in entry["metrics"]["grid"].items()
+        for row, found in entry["metrics"]["grid"].items()
     ]
     return names, cells
 
 
 def subset_rows(result: dict[str, Any]) -> Rows | None:
-    """Scores in percent, a row a subset, a column a codec; None for tasks without subsets."""
+    """Scores in percent, a row a subset, a column a codec; None for tasks without subsets.
+
+    None also where `grid_rows` shows them.
+    """
     subsets = result["settings"].get("subsets")
-    if subsets is None:
+    if subsets is None or "grid" in result["results"][0]["metrics"]:
         return None
     entries = result["results"]
     counts = Counter(record["subset"] for record in entries[0]["examples"])

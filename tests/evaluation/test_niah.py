@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from commvq_core.evaluation.options import EvalOptions
 from commvq_core.evaluation.prompts import Prompt, generate_after_context, wrap_prompt
 from commvq_core.evaluation.tasks.grid import GridExample
 from commvq_core.evaluation.tasks.niah import Needle
+from commvq_core.evaluation.tasks.passkey import Passkey
 from commvq_core.models import LoadedModel
 
 TEMPLATE = (
@@ -192,3 +194,118 @@ def test_lengths_without_room_are_refused(loaded: LoadedModel, options: EvalOpti
         Needle(EvalOptions(datasets=options.datasets, lengths=(20,))).prepare(loaded)
     with pytest.raises(InputError, match="at most 4,096 tokens"):
         Needle(EvalOptions(datasets=options.datasets, lengths=(4096,))).prepare(loaded)
+
+
+# Several needles, and sentences.
+
+
+def test_several_numbers_start_at_the_depth_and_spread_to_the_end(
+    loaded: LoadedModel, tiny_text_file: Path
+) -> None:
+    task = Needle(
+        EvalOptions(
+            datasets=(str(tiny_text_file),), lengths=(900,), depths=(0, 50), limit=2, needles=3
+        )
+    )
+    for example in task.prepare(loaded):
+        assert len(example.prompt.context) + len(example.prompt.question) == 900
+        text = text_of(loaded, example)
+        numbers = example.number.split(", ")
+        assert len(set(numbers)) == 3
+        hay = text.split("afterwards.\n\n", 1)[1].split("\n\nWhat are")[0]
+        places = []
+        for which, number in enumerate(numbers, start=1):
+            needle = f"\nSpecial magic number {which} is {number}.\n"
+            assert hay.count(needle) == 1
+            places.append(100 * hay.index(needle) / len(hay))
+        want = [example.depth + which * (100 - example.depth) / 3 for which in range(3)]
+        assert places == pytest.approx(want, abs=16)
+
+
+def test_of_several_numbers_the_share_that_was_found_counts(
+    loaded: LoadedModel, options: EvalOptions
+) -> None:
+    task = Needle(EvalOptions(datasets=options.datasets, lengths=(500,), depths=(0,), needles=4))
+    example = task.prepare(loaded)[0]
+    numbers = example.number.split(", ")
+    assert task.grade(example, f"They are {numbers[2]} and {numbers[0]}.")["correct"] == 0.5
+    assert task.grade(example, example.number)["correct"] == 1
+    assert task.grade(example, f"9{numbers[0]}")["correct"] == 0
+    assert task.settings()["needles"] == 4
+    assert task.settings()["max_new_tokens"] == 48
+    shares = [{"correct": 0.5, "length": 500, "depth": 0.0}]
+    whole = [{"correct": 1.0, "length": 500, "depth": 0.0}]
+    assert task.metrics(shares, whole)["kept"] == 0.5
+
+
+SENTENCES = ("The best thing to do in Ulm is to climb the tower.", "Bring a coat.")
+
+
+@pytest.fixture
+def told(loaded: LoadedModel, options: EvalOptions) -> Needle:
+    task = Needle(
+        EvalOptions(
+            datasets=options.datasets,
+            lengths=(900,),
+            depths=(0, 100),
+            needle=SENTENCES,
+            question="What is there to do in Ulm?",
+        )
+    )
+    task.prepare(loaded)
+    return task
+
+
+def test_the_users_sentences_are_hidden_and_asked_for(loaded: LoadedModel, told: Needle) -> None:
+    for example in told.prepare(loaded):
+        text = text_of(loaded, example)
+        assert all(text.count(f"\n{sentence}\n") == 1 for sentence in SENTENCES)
+        assert text.endswith("\n\nWhat is there to do in Ulm?\n")
+    assert told.settings()["needle"] == "\n".join(SENTENCES)
+
+
+def test_sentences_are_scored_exactly_and_by_rouge(loaded: LoadedModel, told: Needle) -> None:
+    example = told.prepare(loaded)[0]
+    said = told.grade(example, "the best thing to do in Ulm: climb the tower. Bring a coat!")
+    assert said["correct"] == 0.5
+    # 15 words hidden, 13 said, all of them hidden ones and in order ("is to" is missing).
+    assert said["rouge_1"] == said["rouge_l"] == pytest.approx(2 * 13 / (15 + 13))
+    turned = told.grade(example, "coat a bring")
+    assert turned["rouge_1"] == pytest.approx(2 * 3 / 18)
+    assert turned["rouge_l"] == pytest.approx(2 * 1 / 18)
+    cells = [{**said, "length": 900, "depth": 0.0}, {**turned, "length": 900, "depth": 100.0}]
+    metrics = told.metrics(cells, cells)
+    assert metrics["grid"] == {"900": {"0": 0.5, "100": 0.0}}
+    assert metrics["grid_rouge_1"]["900"]["100"] == pytest.approx(1 / 3)
+    assert metrics["rouge_l"] == pytest.approx((26 / 28 + 2 / 18) / 2)
+
+
+def test_what_is_hidden_is_said_once(options: EvalOptions) -> None:
+    with pytest.raises(InputError, match="--needle and --question belong together"):
+        Needle(EvalOptions(datasets=options.datasets, needle=SENTENCES))
+    with pytest.raises(InputError, match="both say what is hidden"):
+        Needle(EvalOptions(datasets=options.datasets, needle=SENTENCES, question="?", needles=2))
+    with pytest.raises(InputError, match="empty --needle"):
+        EvalOptions(needle=(" ",), question="?")
+
+
+# Pass keys.
+
+
+def test_a_pass_key_is_at_its_depth_in_filler_of_exact_length(loaded: LoadedModel) -> None:
+    task = Passkey(EvalOptions(lengths=(1100, 1600), depths=(0, 50, 100)))
+    examples = task.prepare(loaded)
+    assert len(examples) == 6
+    for example in examples:
+        assert len(example.prompt.context) + len(example.prompt.question) == example.length
+        text = text_of(loaded, example)
+        key = f"The pass key is {example.number}. Remember it. {example.number} is the pass key.\n"
+        before, after = text.split(key)
+        assert re.fullmatch(r"\d{5}", example.number)
+        filler = before.split("there.\n", 1)[1], after.split("\nWhat is the pass key?")[0]
+        assert (filler[0] + filler[1]).startswith("The grass is green. The sky is blue.")
+        depth = 100 * len(filler[0]) / (len(filler[0]) + len(filler[1]))
+        assert depth == pytest.approx(example.depth, abs=16)
+        assert text.endswith("\nWhat is the pass key?\nThe pass key is")
+    assert task.settings()["needle"].startswith("The pass key is {number}")
+    assert len({example.number for example in examples}) == 6

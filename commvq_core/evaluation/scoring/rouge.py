@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from commvq_core.evaluation.scoring.f1 import word_f1
 from commvq_core.evaluation.scoring.subsequence import common_pairs
 from commvq_core.evaluation.scoring.words import latin_words
 
@@ -66,3 +67,15 @@ def rouge_l_sum(prediction: str, answer: str) -> float:
                     counter[word] -= 1
     precision, recall = (hits / size for size in sizes)
     return 2 * precision * recall / (precision + recall) if hits else 0.0
+
+
+def rouge_1(prediction: str, answer: str) -> float:
+    """ROUGE-1: F1 of single words (runs of a-z and 0-9, lowered), without stemming."""
+    return word_f1(latin_words(prediction), latin_words(answer))
+
+
+def rouge_l(prediction: str, answer: str) -> float:
+    """ROUGE-L: F1 by the longest common subsequence of the two texts' words, without stemming."""
+    predicted, wanted = latin_words(prediction), latin_words(answer)
+    hits = len(common_pairs(predicted, wanted))
+    return 2 * hits / (len(predicted) + len(wanted)) if hits else 0.0

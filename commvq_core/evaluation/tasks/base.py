@@ -19,13 +19,15 @@ class Task(ABC):
 
     `name` as on the command line, `unit` what an example is called in progress bars, `strict`
     whether caches are opened strictly (see CommVQCache), `uses` the options it reads of those that
-    only some tasks have a use for (see EvalOptions.refuse_useless).
+    only some tasks have a use for (see EvalOptions.refuse_useless), `has_grid` whether its metrics
+    hold a grid that can be drawn.
     """
 
     name: ClassVar[str]
     unit: ClassVar[str] = "examples"
     strict: ClassVar[bool] = False
     uses: ClassVar[frozenset[str]] = frozenset()
+    has_grid: ClassVar[bool] = False
 
     @property
     def batch_size(self) -> int:

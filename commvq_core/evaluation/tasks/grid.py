@@ -28,7 +28,10 @@ _NEW_TOKENS = 12  # five digits even where a tokenizer spells them one by one, a
 
 @dataclass(frozen=True)
 class GridExample:
-    """One cell of the grid, once. `number` is the answer; `length` the tokens of the prompt."""
+    """One cell of the grid, once. `number` is the answer; `length` the tokens of the prompt.
+
+    Of several numbers, `number` lists them all.
+    """
 
     length: int
     depth: float
@@ -44,6 +47,7 @@ class GridTask(Task):
     """
 
     uses = frozenset({"lengths", "depths", "chat"})
+    has_grid = True
     repeats: ClassVar[int] = 1  # examples a cell without --limit
 
     def __init__(self, options: EvalOptions) -> None:
@@ -68,6 +72,15 @@ class GridTask(Task):
     ) -> GridExample:
         """One example of at most `length` tokens. Raises InputError when that is too short."""
 
+    @property
+    def new_tokens(self) -> int:
+        """Tokens generated, after `begin`."""
+        return _NEW_TOKENS
+
+    def grade(self, example: GridExample, answer: str) -> Record:
+        """What an answer is worth: `correct`, true or false, or the share that is."""
+        return {"correct": first_number(answer) == example.number}
+
     @abstractmethod
     def texts(self) -> dict[str, Any]:
         """What of the settings is the task's own: its words and sources."""
@@ -75,8 +88,8 @@ class GridTask(Task):
     def prepare(self, loaded: LoadedModel) -> Sequence[GridExample]:
         """The grid, length by length. Raises InputError for contexts too short for the prompt."""
         longest = max(self._lengths)
-        check_context(loaded, longest + _NEW_TOKENS, "give a smaller --max-length or --lengths")
         self.begin(loaded, longest)
+        check_context(loaded, longest + self.new_tokens, "give a smaller --max-length or --lengths")
         seed = self._options.seed
         self._examples = [
             self.example(loaded, length, depth, random.Random(f"{seed}/{length}/{depth}/{repeat}"))
@@ -95,7 +108,7 @@ class GridTask(Task):
             "seed": self._options.seed,
             **self.texts(),
             "question_after_context": True,
-            "max_new_tokens": _NEW_TOKENS,
+            "max_new_tokens": self.new_tokens,
             "examples_sha256": sha256_of_ids(
                 example.prompt.context + example.prompt.question for example in self._examples
             ),
@@ -104,36 +117,37 @@ class GridTask(Task):
     def run(self, loaded: LoadedModel, cache: Any, example: GridExample) -> Record:
         """Ask for the number; greedy decoding."""
         with torch.inference_mode():
-            answer = generate_after_context(loaded, cache, example.prompt, _NEW_TOKENS)
+            answer = generate_after_context(loaded, cache, example.prompt, self.new_tokens)
         return {
             "length": example.length,
             "depth": example.depth,
             "expected": example.number,
             "answer": answer.strip(),
-            "correct": first_number(answer) == example.number,
+            **self.grade(example, answer),
             "context": len(example.prompt.context) + len(example.prompt.question),
         }
 
     def metrics(self, records: Sequence[Record], baseline: Sequence[Record]) -> dict[str, Any]:
         """`accuracy`, `grid` [length][depth], and `kept`: of what fp16 found, the share found."""
-        kept = [
-            float(record["correct"])
-            for record, reference in zip(records, baseline, strict=True)
-            if reference["correct"]
-        ]
-        grid = {
+        pairs = zip(records, baseline, strict=True)
+        kept = sum(min(record["correct"], reference["correct"]) for record, reference in pairs)
+        found = sum(reference["correct"] for reference in baseline)
+        return {
+            "accuracy": mean(float(record["correct"]) for record in records),
+            "kept": kept / found if found else None,
+            "grid": self.grid_of(records, "correct"),
+        }
+
+    def grid_of(self, records: Sequence[Record], name: str) -> dict[str, dict[str, float]]:
+        """[length][depth] -> the mean of what the records call `name`."""
+        return {
             str(length): {
                 f"{depth:g}": mean(
-                    float(record["correct"])
+                    float(record[name])
                     for record in records
                     if (record["length"], record["depth"]) == (length, depth)
                 )
                 for depth in self._depths
             }
             for length in self._lengths
-        }
-        return {
-            "accuracy": mean(float(record["correct"]) for record in records),
-            "kept": mean(kept) if kept else None,
-            "grid": grid,
         }

@@ -1,4 +1,4 @@
-"""Both kinds of ROUGE-L: worked by hand, and against the packages that benchmarks use."""
+"""Every kind of ROUGE: worked by hand, and against the packages that benchmarks use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from rouge import Rouge
 from rouge_score.rouge_scorer import RougeScorer
 
-from commvq_core.evaluation.scoring.rouge import rouge_l_sum, rouge_l_unique
+from commvq_core.evaluation.scoring.rouge import rouge_1, rouge_l, rouge_l_sum, rouge_l_unique
 
 
 def test_words_in_order_count_once_each() -> None:
@@ -55,3 +55,12 @@ def test_it_is_what_the_package_rouge_score_gives(seed: int) -> None:
     prediction, answer = texts(seed)
     want = RougeScorer(["rougeLsum"]).score(answer, prediction)["rougeLsum"].fmeasure
     assert rouge_l_sum(prediction, answer) == pytest.approx(want, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_rouge_of_a_whole_text_is_that_of_the_package_rouge_score(seed: int) -> None:
+    prediction, answer = texts(seed)
+    scorer = RougeScorer(["rouge1", "rougeL"])
+    want = scorer.score(answer, prediction)
+    assert rouge_1(prediction, answer) == pytest.approx(want["rouge1"].fmeasure)
+    assert rouge_l(prediction, answer) == pytest.approx(want["rougeL"].fmeasure)
