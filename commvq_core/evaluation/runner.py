@@ -54,6 +54,7 @@ def evaluate_to_file(
     or when it was made with other settings.
     """
     check_result_path(out, overwrite=overwrite, resume=resume)
+    task.progress = progress or Silent()
     examples = task.prepare(loaded)
     key = run_key(loaded, codecs, task)
     if resume and out.exists():
@@ -85,6 +86,7 @@ def evaluate(
     Returns the JSON object of design: model, task, settings, results (one a codec, with metrics,
     bits_per_element, resident_bytes, seconds, cache_bytes, every example's record) and versions.
     """
+    task.progress = progress or Silent()
     examples = task.prepare(loaded)
     key = run_key(loaded, codecs, task)
     records = _run(loaded, codecs, task, examples, None, progress or Silent())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from commvq_core.errors import InputError
-from commvq_core.evaluation.codecs import EvalCodec
+from commvq_core.evaluation.codecs import EvalCodec, resolve_codecs
 from commvq_core.evaluation.options import EvalOptions
 from commvq_core.evaluation.report import subset_rows, summary_rows
 from commvq_core.evaluation.runner import evaluate
@@ -26,6 +26,7 @@ from commvq_core.evaluation.tasks.longbench_parts import (
     TEMPLATES,
 )
 from commvq_core.models import LoadedModel
+from commvq_core.progress import Silent
 from tests.evaluation.benchmarks import WORDS, longbench, longbench_row, write_rows
 
 
@@ -253,6 +254,20 @@ def test_it_runs_through_every_codec_and_records_every_answer(
     assert names == ["subset", "examples", "fp16", "commvq-0.5bit"]
     assert [row[:2] for row in cells] == [["hotpotqa", 2], ["trec", 2]]
     assert "score" in summary_rows(result)[0]
+
+
+def test_reading_rows_shows_its_progress(loaded: LoadedModel, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Watching(Silent):
+        def task(self, description: str, *more: Any, **named: Any) -> Any:
+            said.append(description)
+            return super().task(description, *more, **named)
+
+    folder = longbench(tmp_path, "hotpotqa", "trec", rows=1)
+    task = LongBench(options(folder, "hotpotqa", "trec", max_length=200))
+    evaluate(loaded, resolve_codecs(loaded), task, progress=Watching())
+    assert said == ["reading hotpotqa", "reading trec", "longbench fp16"]
 
 
 def test_every_codec_is_fed_the_same_tokens(

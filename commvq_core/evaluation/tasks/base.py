@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from commvq_core.evaluation.options import EvalOptions
+from commvq_core.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from commvq_core.models import LoadedModel
@@ -27,6 +28,7 @@ class Task(ABC):
     unit: ClassVar[str] = "examples"
     strict: ClassVar[bool] = False
     uses: ClassVar[frozenset[str]] = frozenset()
+    progress: Progress = Silent()  # where a long `prepare` tells of itself; set by the runner
     has_grid: ClassVar[bool] = False
 
     @property

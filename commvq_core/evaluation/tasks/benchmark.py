@@ -142,10 +142,10 @@ class BenchmarkTask(Task):
             rows, source = self.rows(loaded, name)
             self._sources.append(asdict(source))
             templated = use_template(loaded, self._options.chat, self.parts[name].chat)
-            self._examples += [
-                self._example(loaded, name, number, row, templated)
-                for number, row in enumerate(rows)
-            ]
+            with self.progress.task(f"reading {name}", total=len(rows), unit="rows") as bar:
+                for number, row in enumerate(rows):
+                    self._examples.append(self._example(loaded, name, number, row, templated))
+                    bar.advance()
         return self._examples
 
     def _example(
