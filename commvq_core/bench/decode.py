@@ -81,6 +81,17 @@ class Contender:
     bytes_read: int
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What one context gave: seconds of every repetition and bytes read, by implementation."""
+
+    context: int
+    seconds: dict[str, list[float]]
+    bytes_read: dict[str, int]
+    bandwidth: float  # bytes a second
+    scaling: dict[str, float]
+
+
 def bench_decode(config: DecodeBench, progress: Progress | None = None) -> dict[str, Any]:
     """{"shape", "device", "threads", "rows", "read_bandwidth_gb_s", "ratios", ...}.
 
@@ -98,24 +109,15 @@ def bench_decode(config: DecodeBench, progress: Progress | None = None) -> dict[
     contexts = sorted(set(config.contexts))
     for context in contexts:
         _check_memory(config, shape, context, device)
-    bandwidth, taken, scaling = 0.0, {}, {}
+    found = []
     with threads(config.threads) as count, torch.inference_mode():
+        buffer = ReadBuffer(config.read_bytes, device)
         with shown.task("timing", total=len(contexts), unit="contexts") as task:
             for context in contexts:
-                query = _query(config, shape, device)
-                found = contenders(config, shape, context, device, shown)
-                buffer = ReadBuffer(config.read_bytes, device)
-                calls = {name: _calls(own, query) for name, own in found.items()}
-                times = interleaved({**calls, _READ: [buffer.read]}, device, seconds=config.seconds)
-                bandwidth = max(bandwidth, buffer.nbytes / min(times.pop(_READ)))
-                for name, own in times.items():
-                    taken[name, context] = (own, found[name].bytes_read)
-                if device.type == "cpu" and count > 1:
-                    coded = {name: own for name, own in calls.items() if name.startswith("commvq")}
-                    for name, factor in _scaling(coded, device, count, config.seconds).items():
-                        scaling[f"{name}@{context}"] = factor
+                found.append(_measure(config, shape, context, buffer, device, shown))
                 task.advance()
-    rows = _rows(taken, bandwidth, config, shape, contexts)
+    bandwidth = max(one.bandwidth for one in found)
+    rows = [row for one in found for row in _rows(one, bandwidth, config, shape)]
     return {
         "shape": shape.name,
         "heads": shape.heads,
@@ -129,7 +131,7 @@ def bench_decode(config: DecodeBench, progress: Progress | None = None) -> dict[
         "read_bandwidth_gb_s": bandwidth / 1e9,
         "ratios": ratios(rows),
         "growth": growth(rows),
-        "thread_scaling": scaling,
+        "thread_scaling": {name: x for one in found for name, x in one.scaling.items()},
     }
 
 
@@ -209,30 +211,48 @@ def growth(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _rows(
-    taken: Mapping[tuple[str, int], tuple[list[float], int]],
-    bandwidth: float,
+def _measure(
     config: DecodeBench,
     shape: AttentionShape,
-    contexts: Sequence[int],
+    context: int,
+    buffer: ReadBuffer,
+    device: torch.device,
+    progress: Progress,
+) -> Measured:
+    """Time everything at one context; its inputs live no longer than this."""
+    query = _query(config, shape, device)
+    found = contenders(config, shape, context, device, progress)
+    calls = {name: _calls(own, query) for name, own in found.items()}
+    times = interleaved({**calls, _READ: [buffer.read]}, device, seconds=config.seconds)
+    bandwidth = buffer.nbytes / min(times.pop(_READ))
+    scaling: dict[str, float] = {}
+    count = torch.get_num_threads()
+    if device.type == "cpu" and count > 1:
+        coded = {name: own for name, own in calls.items() if name.startswith("commvq")}
+        for name, factor in _scaling(coded, device, count, config.seconds).items():
+            scaling[f"{name}@{context}"] = factor
+    sizes = {name: own.bytes_read for name, own in found.items()}
+    return Measured(context, times, sizes, bandwidth, scaling)
+
+
+def _rows(
+    measured: Measured, bandwidth: float, config: DecodeBench, shape: AttentionShape
 ) -> list[dict[str, Any]]:
-    rows = []
-    for context in contexts:
-        size = 2 * 2 * config.batch * context * shape.kv_heads * shape.head_dim
-        own = {name: entry for (name, where), entry in taken.items() if where == context}
-        own[ROOFLINE] = ([size / bandwidth], size)
-        for name, (times, bytes_read) in own.items():
-            rows.append(
-                {
-                    "impl": name,
-                    "context": context,
-                    "batch": config.batch,
-                    "ms_median": 1e3 * statistics.median(times),
-                    "ms_min": 1e3 * min(times),
-                    "bytes_read": bytes_read,
-                }
-            )
-    return rows
+    numbers = 2 * config.batch * measured.context * shape.kv_heads * shape.head_dim
+    floor = numbers * torch.bfloat16.itemsize
+    times = {**measured.seconds, ROOFLINE: [floor / bandwidth]}
+    sizes = {**measured.bytes_read, ROOFLINE: floor}
+    return [
+        {
+            "impl": name,
+            "context": measured.context,
+            "batch": config.batch,
+            "ms_median": 1e3 * statistics.median(own),
+            "ms_min": 1e3 * min(own),
+            "bytes_read": sizes[name],
+        }
+        for name, own in times.items()
+    ]
 
 
 def _query(config: DecodeBench, shape: AttentionShape, device: torch.device) -> Tensor:
