@@ -28,7 +28,7 @@ from commvq_core.sides import SIDES
 
 _MOST_PYTORCH = 32  # tokens; the reference is slow
 _SHRINK = 0.75  # a stage's codewords by those of the stage before, about as fitted ones
-_NOISE = 0.3  # standard deviations of a codeword, what a vector differs from a sum of codewords
+_NOISE = 0.3  # standard deviations of a vector that its code loses, about as at 1 bit
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -150,9 +150,8 @@ def _inputs(
     size = (1, codec.code_rows, tokens, codec.code_bytes)
     codes = torch.randint(256, size, dtype=torch.uint8, generator=generator)
     vectors = codec.decode(codes)
-    spread = _NOISE * codec.codebooks[:, :, -1].std()
     noise = torch.randn(vectors.shape, generator=generator)
-    return codec.to(device), (vectors + spread * noise).to(device)
+    return codec.to(device), (vectors + _NOISE * vectors.std() * noise).to(device)
 
 
 def _rate(shape: str, dtype: str, rows: int, device: torch.device) -> float:
