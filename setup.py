@@ -30,7 +30,7 @@ CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"  # unless TORCH_CUDA_ARCH_LIST names 
 
 # GCC and Clang. Without contraction, a multiply and an add round the same on every SIMD level, so
 # that codes do not depend on the machine that made them. Never -march=native.
-CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
+CXX_FLAGS = ["-O3", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
 
 
 PROBE = "#include <concepts>\ntemplate <std::integral T> T f(T x) { return x; }\n"
@@ -111,7 +111,7 @@ def extension(with_cuda: bool) -> Extension:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
         sources += cuda_sources()
         headers += sorted(str(path) for path in Path("csrc").rglob("*.cuh"))
-        arguments["nvcc"] = ["-O3", "-DUSE_CUDA"]
+        arguments["nvcc"] = ["-O3", "-std=c++20", "-DUSE_CUDA"]
     kind = CUDAExtension if with_cuda else CppExtension
     return kind(
         name="commvq_core._C",

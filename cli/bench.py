@@ -219,6 +219,9 @@ def memory(
             show_default=False,
         ),
     ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="What --shape has anyway.")
+    ] = False,
     codebook: Annotated[
         str | None,
         typer.Option(
@@ -254,6 +257,7 @@ def memory(
             MemoryBench(
                 model=model,
                 shape=shape,
+                random_weights=random_weights,
                 codebook=None if codebook is None else options.artifact_path(codebook),
                 bits=bits,
                 contexts=tuple(context or (8192,)),
@@ -266,20 +270,23 @@ def memory(
             ),
             ui.progress,
         )
-        sizes = ("peak_bytes", "steady_bytes", "cache_bytes", "fp16_cache_bytes", "codebook_bytes")
+        sizes = (
+            *("peak_bytes", "peak_total_bytes", "steady_bytes", "cache_bytes"),
+            *("fp16_cache_bytes", "codebook_bytes"),
+        )
         ui.result(
             result,
             lambda: rows(
                 f"{result['source']}, {result['device']}, {result['dtype']}",
                 [
-                    *("cache", "tokens", "peak", "after", "cache itself", "fp16 by arithmetic"),
-                    *("codebooks", "prefill s", "tokens/s"),
+                    *("cache", "tokens", "peak", "with weights", "after", "cache itself"),
+                    *("fp16 by arithmetic", "codebooks", "prefill s", "tokens/s"),
                 ],
                 [
                     [
                         row["impl"],
                         row["context"],
-                        *(size(row[name]) for name in sizes),
+                        *(None if row[name] is None else size(row[name]) for name in sizes),
                         row["prefill_seconds"],
                         row["tokens_per_second"],
                     ]

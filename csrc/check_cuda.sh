@@ -14,14 +14,11 @@ if ! nvcc=$(command -v nvcc); then
   exit 0
 fi
 
-mapfile -t includes < <("$python" -c '
-from torch.utils.cpp_extension import include_paths
-print(*include_paths(), sep="\n")')
-# The flags of setup.py, by which the extension is built where torch has CUDA.
-arguments=(-std=c++20 -O3 -Icsrc -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020a000000000000)
-for folder in "${includes[@]}"; do
-  arguments+=(-isystem "$folder")
-done
+# The flags of setup.py and of torch, by which the extension is built where torch has CUDA.
+mapfile -t arguments < <("$python" -c '
+from torch.utils.cpp_extension import COMMON_NVCC_FLAGS, include_paths
+print(*COMMON_NVCC_FLAGS, *(f"-isystem={folder}" for folder in include_paths()), sep="\n")')
+arguments+=(-std=c++20 -O3 -Icsrc -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020a000000000000)
 for architecture in 80 86 89 90; do
   arguments+=(-gencode "arch=compute_$architecture,code=sm_$architecture")
 done

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from commvq_core.models import AttentionSpec
 
 IMPLEMENTATIONS = ("dynamic-cache", "commvq")
+# Of a row, in the order that _figures gives them.
+FIGURES = (
+    *("peak_bytes", "steady_bytes", "peak_total_bytes", "cache_bytes", "fp16_cache_bytes"),
+    *("codebook_bytes", "prefill_seconds", "tokens_per_second"),
+)
 _WARM = 16  # tokens
 
 
@@ -36,11 +41,12 @@ class MemoryBench:
     """What to run: a `model` (hub id, folder, .gguf) or a `shape` of random weights.
 
     `codebook` is an artifact; without one random codebooks of `bits` take its place, since memory
-    does not depend on their numbers.
+    does not depend on their numbers. `random_weights` says aloud what a `shape` always has.
     """
 
     model: str | None = None
     shape: str | None = None
+    random_weights: bool = False
     codebook: Path | str | None = None
     bits: float = 1.0
     contexts: tuple[int, ...] = (8192,)
@@ -56,6 +62,8 @@ class MemoryBench:
             raise InputError(
                 "bench memory needs one model", "give MODEL, or --shape (random weights)"
             )
+        if self.random_weights and self.shape is None:
+            raise InputError("--random-weights has no shape", "give --shape instead of MODEL")
         if min(self.contexts, default=0) < 2:
             raise InputError("--context is too small", "give 2 tokens or more")
 
@@ -64,9 +72,10 @@ def bench_memory(config: MemoryBench, progress: Progress | None = None) -> dict[
     """{"source", "device", "dtype", "rows": [one a context and implementation]}.
 
     A row has `impl`, `context`, `peak_bytes` and `steady_bytes` (above what the process held before
-    the prompt, codebooks included; the most, and after decoding), `cache_bytes` (what the cache
-    says of itself), `fp16_cache_bytes` (by arithmetic), `codebook_bytes`, `prefill_seconds` and
-    `tokens_per_second` of decoding. Raises InputError.
+    the prompt, codebooks included; the most, and after decoding), `peak_total_bytes` (the most with
+    the weights), `cache_bytes` (what the cache says of itself), `fp16_cache_bytes` (by arithmetic),
+    `codebook_bytes`, `prefill_seconds` and `tokens_per_second` of decoding. All but the first two
+    are None where a GPU's memory did not suffice. Raises InputError.
     """
     shown, rows = progress or Silent(), []
     context = multiprocessing.get_context("spawn")
@@ -92,13 +101,25 @@ def bench_memory(config: MemoryBench, progress: Progress | None = None) -> dict[
 def _measure(config: MemoryBench, name: str, tokens: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """One row, and what all rows share; runs in a fresh process."""
     model, spec = _load(config)
-    device = model.device
     limit = int(getattr(model.config, "max_position_embeddings", 0) or 0)
-    if limit and tokens + config.new_tokens > limit:
+    # Random weights know no positions: only the prompt must fit what the real model is made for.
+    if limit and tokens + (0 if config.shape else config.new_tokens) > limit:
         raise InputError(f"the model takes at most {limit:,} tokens", "give a smaller --context")
+    facts = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+    row = {"impl": name, "context": tokens}
+    try:
+        return {**row, **_figures(config, name, tokens, model, spec)}, facts
+    except torch.cuda.OutOfMemoryError:
+        return {**row, **dict.fromkeys(FIGURES)}, facts
+
+
+def _figures(
+    config: MemoryBench, name: str, tokens: int, model: PreTrainedModel, spec: AttentionSpec
+) -> dict[str, float]:
+    """FIGURES of one implementation at one context."""
+    device = model.device
     size = model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(size, (1, tokens), generator=torch.Generator().manual_seed(0)).to(device)
-    codebook_bytes = 0
     with torch.inference_mode():
         for _ in range(2):  # the second time nothing is allocated once and for all
             with _open(config, name, model, spec) as cache:
@@ -111,24 +132,17 @@ def _measure(config: MemoryBench, name: str, tokens: int) -> tuple[dict[str, Any
             began = time.perf_counter()
             _prefill(model, cache, ids, config.prefill_chunk)
             prefill = _now(device) - began
-            peak = device_peak(device)
             began = time.perf_counter()
             for step in range(config.new_tokens):
                 model(input_ids=ids[:, step : step + 1], past_key_values=cache)
             decode = _now(device) - began
-            steady, codebook_bytes = device_held(device), getattr(cache, "resident_bytes", 0)
-            row = {
-                "impl": name,
-                "context": tokens,
-                "peak_bytes": max(0, peak - before),
-                "steady_bytes": max(0, steady - before),
-                "cache_bytes": _cache_bytes(cache),
-                "fp16_cache_bytes": _arithmetic(spec, cache.get_seq_length()),
-                "codebook_bytes": codebook_bytes,
-                "prefill_seconds": prefill,
-                "tokens_per_second": config.new_tokens / decode,
-            }
-    return row, {"device": str(device), "dtype": str(model.dtype).removeprefix("torch.")}
+            peak, steady = device_peak(device), device_held(device)
+            found = (
+                *(max(0, peak - before), max(0, steady - before), peak),
+                *(_cache_bytes(cache), _arithmetic(spec, cache.get_seq_length())),
+                *(getattr(cache, "resident_bytes", 0), prefill, config.new_tokens / decode),
+            )
+    return dict(zip(FIGURES, found, strict=True))
 
 
 def _load(config: MemoryBench) -> tuple[PreTrainedModel, AttentionSpec]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,16 +11,23 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from commvq_core import CommVQCache
+from commvq_core.bench.shapes import random_codecs
+from commvq_core.models import describe_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 
 
-def logits(folder: Path, artifact: Path, device: str, prefill: int) -> tuple[Tensor, int]:
-    """Of 300 tokens: a prompt in one piece, then one at a time."""
-    model = AutoModelForCausalLM.from_pretrained(folder).to(device)
+def model_on(folder: Path, device: str, dtype: torch.dtype = torch.float32) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).to(device, dtype).eval()
+
+
+def logits(folder: Path, device: str, prefill: int) -> tuple[Tensor, int]:
+    """Of two rows of 300 tokens: a prompt in one piece, then one at a time."""
+    model = model_on(folder, device)
     ids = torch.randint(2, 300, (2, 300), generator=torch.Generator().manual_seed(0)).to(device)
+    codecs = random_codecs(describe_model(model), 1.0)
     found = []
-    with torch.no_grad(), CommVQCache.from_pretrained(str(artifact), model, window=32) as cache:
+    with torch.no_grad(), CommVQCache(model, codecs, window=32) as cache:
         found.append(model(ids[:, :prefill], past_key_values=cache).logits)
         for step in range(prefill, ids.shape[1]):
             found.append(model(ids[:, step : step + 1], past_key_values=cache).logits)
@@ -28,11 +36,9 @@ def logits(folder: Path, artifact: Path, device: str, prefill: int) -> tuple[Ten
 
 
 @pytest.mark.parametrize("prefill", [1, 200])
-def test_a_gpu_gives_what_a_cpu_gives(
-    tiny_model_dir: Path, tiny_artifact: Path, prefill: int
-) -> None:
-    want, coded = logits(tiny_model_dir, tiny_artifact, "cpu", prefill)
-    got, also_coded = logits(tiny_model_dir, tiny_artifact, "cuda", prefill)
+def test_a_gpu_gives_what_a_cpu_gives(tiny_model_dir: Path, prefill: int) -> None:
+    want, coded = logits(tiny_model_dir, "cpu", prefill)
+    got, also_coded = logits(tiny_model_dir, "cuda", prefill)
     assert coded == also_coded == 268
     # A code that falls the other way at a tie moves a logit more than rounding does.
     error = (got - want).abs().flatten()
@@ -40,10 +46,10 @@ def test_a_gpu_gives_what_a_cpu_gives(
     assert float((got.argmax(-1) == want.argmax(-1)).float().mean()) > 0.97
 
 
-def test_text_is_generated(tiny_model_dir: Path, tiny_artifact: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir).to("cuda", torch.bfloat16)
+def test_text_is_generated(tiny_model_dir: Path) -> None:
+    model = model_on(tiny_model_dir, "cuda", torch.bfloat16)
     ids = torch.randint(2, 300, (1, 260), generator=torch.Generator().manual_seed(0)).cuda()
-    with CommVQCache.from_pretrained(str(tiny_artifact), model, window=32) as cache:
+    with CommVQCache(model, random_codecs(describe_model(model), 1.0), window=32) as cache:
         out = model.generate(
             ids, past_key_values=cache, max_new_tokens=40, min_new_tokens=40, do_sample=False
         )
