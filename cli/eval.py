@@ -149,7 +149,12 @@ def command(
             resolve_codecs,
         )
         from commvq_core.evaluation.options import EvalOptions, parse_lengths, parse_numbers
-        from commvq_core.evaluation.report import grid_rows, subset_rows, summary_rows
+        from commvq_core.evaluation.report import (
+            grid_rows,
+            length_rows,
+            subset_rows,
+            summary_rows,
+        )
         from commvq_core.evaluation.runner import check_result_path, evaluate_to_file
         from commvq_core.evaluation.tasks import check_grid, make_task
         from commvq_core.models import load_model
@@ -203,11 +208,12 @@ def command(
             plot_grid(result, png)
 
         def view() -> Group:
-            grid, subsets = grid_rows(result), subset_rows(result)
+            grid, subsets, lengths = grid_rows(result), subset_rows(result), length_rows(result)
             title = f"{result['task']}, {model}"
             parts = [rows(title, *summary_rows(result))]
             parts += [] if grid is None else [rows("found, percent", *grid)]
             parts += [] if subsets is None else [rows("score, percent", *subsets)]
+            parts += [] if lengths is None else [rows("score by length, percent", *lengths)]
             return Group(*parts)
 
         ui.result(result, view)

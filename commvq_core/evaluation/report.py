@@ -97,3 +97,24 @@ def subset_rows(result: dict[str, Any]) -> Rows | None:
         [name, counts[name], *(entry["metrics"][name] for entry in entries)] for name in subsets
     ]
     return ["subset", "examples", *(entry["codec"] for entry in entries)], cells
+
+
+def length_rows(result: dict[str, Any]) -> Rows | None:
+    """Scores in percent by length, a column a codec; None where a task has none.
+
+    LongBench-E's lengths are over all subsets, InfiniteBench's for each.
+    """
+    lengths = result["results"][0]["metrics"].get("lengths")
+    if lengths is None:
+        return None
+    whole = not all(isinstance(value, dict) for value in lengths.values())
+    found = [
+        {"all": entry["metrics"]["lengths"]} if whole else entry["metrics"]["lengths"]
+        for entry in result["results"]
+    ]
+    cells = [
+        [name, length, *(by[name][length] for by in found)]
+        for name, by_length in found[0].items()
+        for length in by_length
+    ]
+    return ["subset", "length", *(entry["codec"] for entry in result["results"])], cells

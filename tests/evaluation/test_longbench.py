@@ -12,7 +12,7 @@ import pytest
 from commvq_core.errors import InputError
 from commvq_core.evaluation.codecs import EvalCodec, resolve_codecs
 from commvq_core.evaluation.options import EvalOptions
-from commvq_core.evaluation.report import subset_rows, summary_rows
+from commvq_core.evaluation.report import length_rows, subset_rows, summary_rows
 from commvq_core.evaluation.runner import evaluate
 from commvq_core.evaluation.tasks import make_task
 from commvq_core.evaluation.tasks.benchmark import BenchmarkExample
@@ -222,6 +222,20 @@ def test_longbench_e_is_averaged_by_length(tmp_path: Path) -> None:
         "4-8k": pytest.approx(30),
         "8k+": pytest.approx(25),
     }
+
+
+def test_scores_by_length_are_shown_for_all_subsets_or_for_each() -> None:
+    def shown(*lengths: Any) -> Any:
+        entries = [{"codec": f"c{n}", "metrics": {"lengths": one}} for n, one in enumerate(lengths)]
+        return length_rows({"results": entries})
+
+    names = ["subset", "length", "c0", "c1"]
+    assert shown({"0-4k": 1.0}, {"0-4k": 2.0}) == (names, [["all", "0-4k", 1.0, 2.0]])
+    assert shown({"passkey": {"64": 1.0}}, {"passkey": {"64": 2.0}}) == (
+        names,
+        [["passkey", "64", 1.0, 2.0]],
+    )
+    assert length_rows({"results": [{"metrics": {}}]}) is None
 
 
 def test_rows_without_classes_are_refused_where_they_count(

@@ -1,18 +1,11 @@
-"""Answers that are right or wrong: exact match, classes, and numbers among others."""
+"""Answers that are right or wrong: classes, and numbers among others."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-from commvq_core.evaluation.scoring.words import normalized
-
 _NUMBER = re.compile(r"\d+")
-
-
-def exact_match(prediction: str, answer: str) -> float:
-    """1 where both texts are the same once normalized as for SQuAD."""
-    return float(normalized(prediction) == normalized(answer))
 
 
 def classification(prediction: str, answer: str, classes: Sequence[str]) -> float:
