@@ -102,18 +102,17 @@ def _quick(
     stages = min(most, max(1, round(bits * width / 8)))
     plan = AdditiveConfig(sub_dim=width, stages=stages)
     cut = asdict(AdditiveConfig(sub_dim=width, stages=stages, beam=1))
-    tensors = whole.tensors()
+    by_stage = ("codebooks", "gains", "scales")
     kept = {
-        **tensors,
-        "codebooks": tensors["codebooks"][:, :, :stages].contiguous(),
-        "scales": tensors["scales"][:, :, :stages].contiguous(),
+        name: tensor[:, :, :stages].contiguous() if name in by_stage else tensor
+        for name, tensor in whole.tensors().items()
     }
     return AdditiveCodec.from_tensors(spec, cut, kept), curve, plan
 
 
 def _curve(codec: AdditiveCodec, vectors: Tensor) -> list[float]:
     """Error after each stage, encoded greedily, to the variance; mean over heads."""
-    books = codec.codebooks
+    books = codec.books.codebooks
     heads, subs, stages, _, width = books.shape
     left = codec.transformed(vectors.transpose(0, 1)).unflatten(-1, (subs, width))
     spread = (left - left.mean(dim=1, keepdim=True)).square().sum(dim=(1, 2, 3)).clamp_min(1e-30)

@@ -118,6 +118,7 @@ def _layer(
     state = {
         "keys": empty,
         "values": empty,
+        "steps": torch.zeros(1, dtype=torch.int64),
         "first_valid": torch.zeros(batch, dtype=torch.int64, device=device),
     }
     for name, codec in zip(("key_codes", "value_codes"), codecs, strict=True):

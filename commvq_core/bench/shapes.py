@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from commvq_core.codecs.additive import AdditiveCodec, AdditiveConfig
+from commvq_core.codecs.key_books import KeyBooks
+from commvq_core.codecs.value_books import ValueBooks
 from commvq_core.codecs.base import SideSpec
 from commvq_core.codecs.digest import LayerCodecs
 from commvq_core.errors import InputError
@@ -132,17 +134,16 @@ def random_codec(
     config = AdditiveConfig(**plan)
     subs = spec.head_dim // config.sub_dim
     shape = (spec.kv_heads, subs, config.stages, config.codewords, config.sub_dim)
-    tail = (spec.head_dim,) if spec.side == "key" else (spec.head_dim, spec.head_dim)
-    one = torch.ones(tail) if spec.side == "key" else torch.eye(spec.head_dim)
-    return AdditiveCodec.from_tensors(
-        spec,
-        plan,
-        {
-            "codebooks": torch.randint(-127, 128, shape, generator=generator).to(torch.int8),
-            "scales": (0.01 * shrink ** torch.arange(config.stages)).expand(shape[:3]).contiguous(),
-            "inverse": one.expand(spec.kv_heads, *tail).contiguous(),
-        },
-    )
+    codebooks = 0.7 * torch.randn(shape, generator=generator)
+    codebooks *= shrink ** torch.arange(config.stages)[:, None, None]
+    dim = spec.head_dim
+    units = [
+        KeyBooks.from_codebooks(own, torch.ones(dim)).tensors()
+        if spec.side == "key"
+        else ValueBooks.from_codebooks(own, torch.eye(dim)).tensors()
+        for own in codebooks
+    ]
+    return AdditiveCodec.join(spec, plan, units)
 
 
 def random_codecs(spec: AttentionSpec, bits: float) -> LayerCodecs:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from commvq_core.cache.fast import add_additive_codes
-from commvq_core.cache.layer import CommVQLayer
+from commvq_core.cache.layer import ENCODE_BATCH, CommVQLayer
 from commvq_core.cache.tile import Tile
 from commvq_core.rope import rotate_pairs, to_pairs
 
@@ -58,18 +58,16 @@ def attend(
     total = layer.get_seq_length()
     length = query.shape[2]
     _note_padding(layer, mask)
-    if layer.strict or length == 1:
+    if layer.strict:
         layer.encode_until(total - layer.window)
-    # The newest token decides alone when it comes alone; a chunk sees itself whole.
-    codes = None if layer.strict or length == 1 else layer.code_length
     tiles = make_tiles(
         query, layer.keys.shape[1], mask, total - length, scaling=scaling, softcap=softcap
     )
     boundaries = [
         # After a crop into the codes the window is shorter: what went before it is codes.
         (tile.slots - layer.window + 1).clamp_min(layer.exact_start)
-        if codes is None
-        else torch.full_like(tile.slots, codes)
+        if layer.strict
+        else torch.full_like(tile.slots, layer.code_length)
         for tile in tiles
     ]
     for tile, boundary in zip(tiles, boundaries, strict=True):
@@ -79,22 +77,29 @@ def attend(
     if sink_logits is not None:
         for tile in tiles:
             tile.add_logits(sink_logits)
-    settle(layer, mask)
+    settle(layer, mask, length)
     return torch.cat([tile.output() for tile in tiles], dim=1).to(query.dtype).contiguous()
 
 
-def settle(layer: CommVQLayer, mask: Tensor | None) -> None:
-    """End a forward pass: what has left the window gets codes and loses its exact copy."""
+def settle(layer: CommVQLayer, mask: Tensor | None, length: int) -> None:
+    """End a forward pass: what has left the window gets codes and loses its exact copy.
+
+    Tokens that come one by one wait for a batch of them, which costs little more to encode than
+    one (but for `strict`). Steps are counted, not tokens, so that padding changes nothing.
+    """
     _note_padding(layer, mask)
-    layer.encode_until(layer.get_seq_length() - layer.window)
+    layer.steps += 1
+    if layer.strict or length > 1 or layer.steps >= ENCODE_BATCH:
+        layer.encode_until(layer.get_seq_length() - layer.window)
+        layer.steps = 0
     layer.drop_encoded()
 
 
-def needs_codes(layer: CommVQLayer, length: int) -> bool:
-    """Whether `length` new queries see any token through its code."""
+def needs_codes(layer: CommVQLayer) -> bool:
+    """Whether new queries see any token through its code."""
     if layer.code_length:
         return True
-    return (layer.strict or length == 1) and layer.get_seq_length() > layer.window
+    return layer.strict and layer.get_seq_length() > layer.window
 
 
 def _note_padding(layer: CommVQLayer, mask: Tensor | None) -> None:

@@ -9,6 +9,8 @@ from commvq_core import ops
 from commvq_core.cache.layer import CommVQLayer
 from commvq_core.cache.tile import Tile
 from commvq_core.codecs.additive import AdditiveCodec
+from commvq_core.codecs.key_books import KeyBooks
+from commvq_core.codecs.value_books import ValueBooks
 from commvq_core.rope import to_pairs
 
 _MOST_QUERIES = 16  # tokens; for more of them, matrix products over decoded blocks are faster
@@ -29,7 +31,11 @@ def add_additive_codes(layer: CommVQLayer, tile: Tile, boundary: Tensor) -> bool
         return False
     key_books, value_books = keys.books, values.books
     assert layer.first_valid is not None
-    if key_books is None or value_books is None or not _sees_all(tile, layer.first_valid, stop):
+    if not (isinstance(key_books, KeyBooks) and isinstance(value_books, ValueBooks)):
+        return False
+    if not (keys.bytes_are_codes and values.bytes_are_codes):
+        return False
+    if not _sees_all(tile, layer.first_valid, stop):
         return False
     if stop == 0:
         return True
@@ -39,21 +45,25 @@ def add_additive_codes(layer: CommVQLayer, tile: Tile, boundary: Tensor) -> bool
         return False
     query = to_pairs(tile.query, rotary_dim=rotary.rotary_dim, layout=rotary.layout)
     # The factors of decoding are equal within a pair, so they pass through the rotation.
-    query = query * key_books[2][:, None]
+    query = query * key_books.inverse[:, None]
     if rotary.scale != 1.0:
         query[..., : rotary.rotary_dim] *= rotary.scale
     weighted, peak, total = ops.additive_attend(
         query.contiguous(),
         layer.key_codes.slice(0, stop),
-        *key_books[:2],
+        key_books.words,
+        key_books.gains,
+        key_books.means,
+        key_books.group,
         layer.value_codes.slice(0, stop),
-        *value_books[:2],
+        value_books.words,
+        value_books.scales,
         *turning,
         layer.first_valid + layer.sinks,
         stop,
         tile.softcap or 0.0,
     )
-    tile.merge(weighted @ value_books[2], peak, total)
+    tile.merge(weighted @ value_books.inverse, peak, total)
     return True
 
 

@@ -1,7 +1,7 @@
 """One layer's cache: codes for old tokens, exact keys and values for sinks and the newest ones.
 
-The life of a token: `update` appends it to the exact window; once `window` newer tokens stand
-behind it, it is un-rotated, encoded and dropped from the window. Codes are append-only: a token is
+The life of a token: `update` appends it to the exact window; once a batch of tokens has `window`
+newer ones behind it, they are un-rotated, encoded and dropped from the window. Codes are append-only: a token is
 encoded once and never again. Slot s of the codes is token s of the sequence, sinks included; a
 sink's code is stored too (so that slots stay aligned) but attention uses its exact copy.
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _STATE = ("keys", "values", "sink_keys", "sink_values", "first_valid")
 # crop(n) of older releases takes the length to keep.
 _CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
+ENCODE_BATCH = 16  # steps of one token after which they leave the window together
 _GROWTH = 64  # code slots are allocated in steps of this many tokens
 
 
@@ -113,6 +114,7 @@ class CommVQLayer(CacheLayerMixin):
         self.all_begun = False  # every row has a slot that is not padding
         self.sink_keys: Tensor | None = None
         self.sink_values: Tensor | None = None
+        self.steps = 0  # of one token each, since tokens were encoded
         self.awaits_attention = False  # updated, and the attention function not yet called
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -305,6 +307,7 @@ class CommVQLayer(CacheLayerMixin):
         if self.code_length:
             found["key_codes"] = self.key_codes.slice(0, self.code_length)
             found["value_codes"] = self.value_codes.slice(0, self.code_length)
+        found["steps"] = torch.tensor([self.steps])
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def restore(self, state: Mapping[str, Tensor], model_dtype: torch.dtype) -> None:
@@ -322,6 +325,7 @@ class CommVQLayer(CacheLayerMixin):
         heads = self.key_codec.spec.kv_heads
         exact, sinks = (batch, heads, window, dim), (batch, heads, self.sinks, dim)
         kept = {name: require_tensor(state, name, exact, keys.dtype) for name in ("keys", "values")}
+        steps = require_tensor(state, "steps", (1,), torch.int64)
         kept["first_valid"] = require_tensor(state, "first_valid", (batch,), torch.int64)
         if "sink_keys" in state:
             for name in ("sink_keys", "sink_values"):
@@ -341,7 +345,7 @@ class CommVQLayer(CacheLayerMixin):
         self.dtype = keys.dtype
         for name, tensor in kept.items():
             setattr(self, name, tensor)
-        self.known_length = self.get_seq_length()
+        self.known_length, self.steps = self.get_seq_length(), int(steps)
         self.all_begun = bool((kept["first_valid"] < self.known_length).all())
 
     @property

@@ -174,7 +174,7 @@ def _attention(
     layer = own if isinstance(own, CommVQLayer) else None
     if layer is not None:
         layer.awaits_attention = False
-    if layer is not None and needs_codes(layer, query.shape[2]):
+    if layer is not None and needs_codes(layer):
         output = attend(
             layer, query, attention_mask, scaling=scaling, softcap=softcap, sink_logits=s_aux
         )
@@ -191,7 +191,7 @@ def _attention(
     else:
         output = _exact(query, key, value, attention_mask, scaling, softcap, s_aux)
     if layer is not None:
-        settle(layer, attention_mask)
+        settle(layer, attention_mask, query.shape[2])
     return output, None
 
 

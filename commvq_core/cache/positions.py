@@ -96,12 +96,8 @@ class Positions:
             return None
         frequencies = rotary.inv_freq.to(shift.device).double()
         starts = torch.arange(0, stop, ATTEND_BLOCK, device=shift.device) + shift
-        angles = starts[..., None] * frequencies
-        turns = torch.stack((angles.cos(), angles.sin()), dim=-1).flatten(-2).float()
-        angles = torch.arange(ATTEND_BLOCK, device=shift.device)[:, None] * frequencies
-        sines = torch.stack((-angles.sin(), angles.sin()), dim=-1).flatten(-2)
-        steps = torch.cat((angles.cos().repeat_interleave(2, dim=-1), sines), dim=-1).float()
-        return turns, steps
+        steps = torch.arange(ATTEND_BLOCK, device=shift.device)
+        return _turned(starts, frequencies), _turned(steps, frequencies)
 
     def end_forward(self) -> None:
         """Drop the tables."""
@@ -126,3 +122,9 @@ class Positions:
     def nbytes(self) -> int:
         """Bytes stored."""
         return 0 if self._ids is None else self._ids.numel() * self._ids.element_size()
+
+
+def _turned(positions: Tensor, frequencies: Tensor) -> Tensor:
+    """Cosines and sines, float32 [..., 2, rotary_dim / 2], at `positions` [...]."""
+    angles = positions[..., None] * frequencies
+    return torch.stack((angles.cos(), angles.sin()), dim=-2).float()

@@ -1,9 +1,10 @@
 """Additive vector quantization: a vector is a sum of codewords, one from each stage's codebook.
 
-A canonical head vector x is first made comparable under the metric, y = x @ forward, and split into
-sub-vectors of `sub_dim` dims; sub-vector s is then sum_m codebooks[s, m, code_m] (paper section 3.1
-for additive quantization; the mean lives in the first stage). Decoding is linear in the codewords,
-x^ = y^ @ inverse, so it commutes with RoPE wherever `inverse` does: for keys it scales whole pairs.
+A canonical head vector is first made comparable under the metric and split into sub-vectors of
+`sub_dim` dims; sub-vector s is then sum_m codebooks[s, m, code_m] (paper section 3.1 for additive
+quantization). Decoding is linear in the codewords, so it commutes with RoPE wherever the way back
+from the metric does: for keys it scales whole pairs (key_books.py), for values it is any matrix
+(value_books.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from commvq_core import ops
-from commvq_core.codecs.base import FitData, FittedCodec, SideSpec, require_tensor
+from commvq_core.codecs.base import FitData, FittedCodec, SideSpec
+from commvq_core.codecs.key_books import KeyBooks
+from commvq_core.codecs.value_books import ValueBooks
 from commvq_core.errors import InputError
 from commvq_core.fit.additive import fit_additive
 from commvq_core.fit.metric import key_transform, value_transform
@@ -62,58 +65,47 @@ class AdditiveConfig:
 class AdditiveCodec(FittedCodec):
     """The default codec of keys and values. See the module's docstring.
 
-    `books` int8 [kv_heads, subs, stages, codewords, sub_dim] are codewords in the transformed
-    space, in units of `scales` float32 [kv_heads, subs, stages]; `inverse` float32: [kv_heads,
-    head_dim] for keys (a factor a dim, equal within a pair), [kv_heads, head_dim, head_dim] for
-    values.
+    `books` are KeyBooks or ValueBooks, as `spec` says.
     """
 
     name = "additive"
 
     def __init__(
-        self,
-        spec: SideSpec,
-        config: AdditiveConfig,
-        books: Tensor,
-        scales: Tensor,
-        inverse: Tensor,
+        self, spec: SideSpec, config: AdditiveConfig, books: KeyBooks | ValueBooks
     ) -> None:
         self.spec = spec
         self._config = config
         self.subs = spec.head_dim // config.sub_dim
-        self._books, self._scales = books, scales
-        self.inverse = inverse
+        self.books = books
         self.code_bytes = _code_bytes(spec, config)
-        self._forward = 1.0 / inverse if spec.side == "key" else torch.linalg.inv(inverse)
 
     @property
-    def codebooks(self) -> Tensor:
-        """The codewords, float32 [kv_heads, subs, stages, codewords, sub_dim]; made anew."""
-        return self._books * self._scales[..., None, None]
+    def bytes_are_codes(self) -> bool:
+        """Whether a byte of a row is a code, so that nothing need be unpacked."""
+        return self._config.code_bits == 8
 
     @property
     def resident_bytes(self) -> int:
-        held = (self._books, self._scales, self.inverse, self._forward)
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.books.held)
 
     def encode(self, vectors: Tensor) -> Tensor:
         batch, heads, tokens, dim = vectors.shape
         rows = vectors.float().transpose(0, 1).reshape(heads, batch * tokens, dim)
         codes = ops.additive_encode(
-            self.transformed(rows).contiguous(), self.codebooks, self._config.beam
+            self.books.transformed(rows).contiguous(), self.books.codebooks, self._config.beam
         )
         packed = ops.pack_codes(codes, self._config.code_bits)
         return packed.view(heads, batch, tokens, self.code_bytes).transpose(0, 1).contiguous()
 
     def transformed(self, rows: Tensor) -> Tensor:
         """[kv_heads, n, head_dim] -> the same in the space of the codewords."""
-        return self._transform(rows.float(), self._forward)
+        return self.books.transformed(rows.float())
 
     def decode(self, codes: Tensor) -> Tensor:
         batch, heads, tokens, _ = codes.shape
         count = self.subs * self._config.stages
         index = ops.unpack_codes(codes, self._config.code_bits, count).int()
-        table = self.codebooks.view(heads, count, self._config.codewords, self._config.sub_dim)
+        table = self.books.codebooks.view(heads, count, -1, self._config.sub_dim)
         offsets = torch.arange(heads * count, dtype=torch.int32, device=codes.device)
         index = index + (offsets * self._config.codewords).view(1, heads, 1, count)
         rows = index.view(batch, heads, tokens, self.subs, self._config.stages)
@@ -122,40 +114,22 @@ class AdditiveCodec(FittedCodec):
             table.reshape(-1, self._config.sub_dim),
             mode="sum",
         )
-        decoded = summed.view(batch, heads, tokens, self.subs * self._config.sub_dim)
-        return self._transform(decoded, self.inverse)
-
-    @property
-    def books(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """(codewords int8, scales, inverse) for attention over the codes as they are.
-
-        None when a code is not a byte. See the class for shapes.
-        """
-        if self._config.code_bits != 8:
-            return None
-        return self._books, self._scales, self.inverse
+        return self.books.restored(summed.view(batch, heads, tokens, self.spec.head_dim))
 
     def symbols(self, codes: Tensor) -> tuple[Tensor, int]:
         count = self.subs * self._config.stages
         return ops.unpack_codes(codes, self._config.code_bits, count), self._config.codewords
 
-    def _transform(self, rows: Tensor, transform: Tensor) -> Tensor:
-        """`rows` [..., kv_heads, n, head_dim] times a factor a dim or a matrix, a head."""
-        if self.spec.side == "key":
-            return rows * transform[:, None, :]
-        return rows @ transform
-
     def tensors(self) -> dict[str, Tensor]:
-        return {"codebooks": self._books, "scales": self._scales, "inverse": self.inverse}
+        return self.books.tensors()
 
     def config(self) -> dict[str, Any]:
         return asdict(self._config)
 
     def to(self, device: Any) -> AdditiveCodec:
-        if self._books.device == torch.device(device):
+        if self.books.words.device == torch.device(device):
             return self
-        moved = (tensor.to(device) for tensor in (self._books, self._scales, self.inverse))
-        return AdditiveCodec(self.spec, self._config, *moved)
+        return AdditiveCodec(self.spec, self._config, self.books.to(device))
 
     @classmethod
     def from_tensors(
@@ -169,12 +143,8 @@ class AdditiveCodec(FittedCodec):
         if subs * geometry.sub_dim != spec.head_dim:
             raise ValueError(f"sub_dim {geometry.sub_dim} does not divide head_dim {spec.head_dim}")
         shape = (spec.kv_heads, subs, geometry.stages, geometry.codewords, geometry.sub_dim)
-        books = require_tensor(tensors, "codebooks", shape, torch.int8)
-        scales = require_tensor(tensors, "scales", shape[:3], torch.float32)
-        tail = (spec.head_dim,) if spec.side == "key" else (spec.head_dim, spec.head_dim)
-        inverse = require_tensor(tensors, "inverse", (spec.kv_heads, *tail), torch.float32)
-        _check_inverse(spec, inverse)
-        return cls(spec, geometry, books, scales, inverse)
+        kind = KeyBooks if spec.side == "key" else ValueBooks
+        return cls(spec, geometry, kind.from_tensors(spec, shape, tensors))
 
     @classmethod
     def plan(cls, spec: SideSpec, bits: float) -> dict[str, Any]:
@@ -210,7 +180,7 @@ class AdditiveCodec(FittedCodec):
         vectors = data.vectors[:, 0]
         if spec.side == "key":
             forward = key_transform(data.metric[0])
-            inverse, rows = 1.0 / forward, vectors * forward
+            rows = vectors * forward
         else:
             forward, inverse = value_transform(data.metric[0])
             rows = vectors @ forward
@@ -224,8 +194,9 @@ class AdditiveCodec(FittedCodec):
             beam=geometry.fit_beam,
             seed=data.seed,
         )
-        books, scales = _to_int8(codebooks)
-        return {"codebooks": books[None], "scales": scales[None], "inverse": inverse[None]}
+        if spec.side == "key":
+            return KeyBooks.from_codebooks(codebooks, forward).tensors()
+        return ValueBooks.from_codebooks(codebooks, inverse).tensors()
 
     @classmethod
     def join(
@@ -236,29 +207,6 @@ class AdditiveCodec(FittedCodec):
         heads = [cls.from_tensors(single, config, unit).tensors() for unit in units]
         joined = {name: torch.cat([head[name] for head in heads]) for name in heads[0]}
         return cls.from_tensors(spec, config, joined)
-
-
-def _to_int8(codebooks: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [subs, stages, codewords, sub_dim] -> (int8 of that shape, scales [subs, stages]).
-
-    The largest number of a stage becomes 127. Rounding adds some ten-thousandth of a stage's own
-    variance to the error, nothing beside what coding loses.
-    """
-    scales = codebooks.abs().amax(dim=(-2, -1)).clamp_min(1e-30) / 127
-    return (codebooks / scales[..., None, None]).round().to(torch.int8), scales
-
-
-def _check_inverse(spec: SideSpec, inverse: Tensor) -> None:
-    """Raise ValueError unless vectors can be transformed back and keys still commute with RoPE."""
-    if spec.side == "value":
-        if bool(torch.linalg.inv_ex(inverse).info.any()):
-            raise ValueError("tensor inverse holds a singular matrix")
-        return
-    if not bool((inverse > 0).all()):
-        raise ValueError("tensor inverse holds a factor that is not positive")
-    turned = inverse[:, : spec.rotary_dim]
-    if not torch.equal(turned[:, 0::2], turned[:, 1::2]):
-        raise ValueError("tensor inverse differs within a pair, which does not commute with RoPE")
 
 
 def _code_bytes(spec: SideSpec, config: AdditiveConfig) -> int:

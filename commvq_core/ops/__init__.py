@@ -53,7 +53,9 @@ def additive_attend(
     query: Tensor,
     key_codes: Tensor,
     key_books: Tensor,
-    key_scales: Tensor,
+    key_gains: Tensor,
+    key_means: Tensor,
+    key_group: int,
     value_codes: Tensor,
     value_books: Tensor,
     value_scales: Tensor,
@@ -65,23 +67,31 @@ def additive_attend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of a few queries over tokens whose keys and values are additive codes.
 
-    A token's key is the sum of its codewords, rotated to its position; its value the sum of its
-    codewords. Token t turns by turns[t // 64] times steps[t % 64], as complex numbers a pair: the
-    start of its block and the rest, so that no table grows with the context. No key or value is
-    ever kept, and all of it is float32. (design: rotation folded into the query, since sums of
-    codewords commute with RoPE.)
+    A token's key is its mean plus the sum of its codewords, each times its stage's gain, rotated to
+    its position; its value the sum of its codewords. Token t turns by turns[t // 32] times
+    steps[t % 32], as complex numbers a pair: the start of its block and the rest, so that no table
+    grows with the context. (design: rotation folded into the query, since sums of codewords commute
+    with RoPE.)
+
+    Keys are whole numbers so that kernels may add them in int8 and int16: every `key_group`
+    neighbouring stages have one gain and codewords that add up within [-127, 127] for any codes;
+    the mean plus all stages stays within [-23000, 23000]. A caller who breaks this gets wrong
+    numbers, nothing worse. Compiled kernels round a query to 13 bits or more of its norm and
+    rotate in 16 bits.
 
     Args:
         query: float32 [batch, kv_heads, queries, head_dim], scaled and rotated, pairs as
             neighbours; the queries of all heads that share the KV head, at most 256.
         key_codes, value_codes: uint8 [batch, kv_heads, at least `stop`, subs * stages]; may be a
             view, its last axis contiguous.
-        key_books, value_books: int8 [kv_heads, subs, stages, 256, sub_dim].
-        key_scales, value_scales: float32 [kv_heads, subs, stages], what a unit of a book is worth.
-        turns: float32 [1 or batch, blocks, rotary_dim]: cos and sin of each pair, interleaved, at
-            the first token of every block of 64.
-        steps: float32 [64, 2 * rotary_dim]: cosines of every dim at 0 to 63 tokens on, then the
-            sines, negative on even dims.
+        key_books, value_books: int8 [kv_heads, subs, stages, 256, sub_dim]; sub_dim of keys even.
+        key_gains: uint8 [kv_heads, subs, stages].
+        key_means: int16 [kv_heads, head_dim].
+        key_group: 1, 2 or 4.
+        value_scales: float32 [kv_heads, subs, stages], what a unit of a book is worth.
+        turns: float32 [1 or batch, blocks, 2, rotary_dim / 2]: cosines and sines of the pairs at
+            the first token of every block of 32.
+        steps: float32 [32, 2, rotary_dim / 2]: the same at 0 to 31 tokens on.
         first: int64 [batch], the first token that a row's queries see.
         stop: they see tokens first to stop - 1.
         softcap: scores become softcap * tanh(score / softcap); 0 leaves them.
@@ -97,13 +107,14 @@ def additive_attend(
     """
     for name, value in (
         ("query", query),
-        ("key_scales", key_scales),
         ("value_scales", value_scales),
         ("turns", turns),
         ("steps", steps),
     ):
         _check_tensor(name, value, torch.float32)
     _check_tensor("first", first, torch.int64)
+    _check_tensor("key_gains", key_gains, torch.uint8)
+    _check_tensor("key_means", key_means, torch.int16)
     _check_int("stop", stop)
     if query.dim() != 4 or not 1 <= query.shape[2] <= MAX_QUERIES:
         raise ValueError(
@@ -111,9 +122,9 @@ def additive_attend(
             f"not {list(query.shape)}"
         )
     batch, heads, _, dim = query.shape
-    for side, codes, books, scales in (
-        ("key", key_codes, key_books, key_scales),
-        ("value", value_codes, value_books, value_scales),
+    for side, codes, books in (
+        ("key", key_codes, key_books),
+        ("value", value_codes, value_books),
     ):
         _check_tensor(f"{side}_codes", codes, torch.uint8)
         _check_tensor(f"{side}_books", books, torch.int8)
@@ -122,7 +133,6 @@ def additive_attend(
             and books.shape[0] == heads
             and books.shape[1] * books.shape[4] == dim
             and books.shape[3] == MAX_CODEWORDS
-            and scales.shape == books.shape[:3]
             and codes.dim() == 4
             and codes.shape[:2] == (batch, heads)
             and codes.shape[2] >= stop >= 0
@@ -130,18 +140,33 @@ def additive_attend(
         )
         if not fits:
             raise ValueError(
-                f"{side}_codes {list(codes.shape)}, {side}_books {list(books.shape)} and "
-                f"{side}_scales {list(scales.shape)} do not fit query {list(query.shape)} and "
-                f"stop {stop}"
+                f"{side}_codes {list(codes.shape)} and {side}_books {list(books.shape)} do not fit "
+                f"query {list(query.shape)} and stop {stop}"
             )
+    if (
+        key_gains.shape != key_books.shape[:3]
+        or list(key_means.shape) != [heads, dim]
+        or key_books.shape[4] % 2
+    ):
+        raise ValueError(
+            f"key_gains {list(key_gains.shape)} and key_means {list(key_means.shape)} do not fit "
+            f"key_books {list(key_books.shape)}"
+        )
+    if key_group not in (1, 2, 4):
+        raise ValueError(f"key_group must be 1, 2 or 4, not {key_group}")
+    if value_scales.shape != value_books.shape[:3]:
+        raise ValueError(
+            f"value_scales {list(value_scales.shape)} do not fit value_books "
+            f"{list(value_books.shape)}"
+        )
     blocks = -(-stop // ATTEND_BLOCK)
     if (
-        turns.dim() != 3
+        turns.dim() != 4
         or turns.shape[0] not in (1, batch)
         or turns.shape[1] < blocks
-        or turns.shape[2] > dim
-        or turns.shape[2] % 2
-        or list(steps.shape) != [ATTEND_BLOCK, 2 * turns.shape[2]]
+        or turns.shape[2] != 2
+        or 2 * turns.shape[3] > dim
+        or list(steps.shape) != [ATTEND_BLOCK, 2, turns.shape[3]]
         or list(first.shape) != [batch]
     ):
         raise ValueError(
@@ -152,7 +177,9 @@ def additive_attend(
         query,
         key_codes,
         key_books,
-        key_scales,
+        key_gains,
+        key_means,
+        key_group,
         value_codes,
         value_books,
         value_scales,

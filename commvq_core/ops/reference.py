@@ -20,7 +20,9 @@ def additive_attend(
     query: Tensor,
     key_codes: Tensor,
     key_books: Tensor,
-    key_scales: Tensor,
+    key_gains: Tensor,
+    key_means: Tensor,
+    key_group: int,
     value_codes: Tensor,
     value_books: Tensor,
     value_scales: Tensor,
@@ -31,18 +33,17 @@ def additive_attend(
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `commvq_core.ops.additive_attend`."""
-    rotary, device = turns.shape[2], query.device
-    start_turn = torch.view_as_complex(turns.unflatten(-1, (-1, 2)).contiguous())
-    step_turn = torch.complex(
-        steps[:, :rotary:2].contiguous(), steps[:, rotary + 1 :: 2].contiguous()
-    )
+    rotary, device = 2 * turns.shape[3], query.device
+    start_turn = torch.complex(turns[..., 0, :].contiguous(), turns[..., 1, :].contiguous())
+    step_turn = torch.complex(steps[..., 0, :].contiguous(), steps[..., 1, :].contiguous())
+    gains = key_gains.float()
     weighted = torch.zeros_like(query)
     peak = query.new_full(query.shape[:3], -torch.inf)
     total = torch.zeros_like(peak)
     for start in range(0, stop, TOKENS_AT_ONCE):
         tokens = torch.arange(start, min(stop, start + TOKENS_AT_ONCE), device=device)
         part = slice(start, start + len(tokens))
-        keys = _decoded(key_codes[:, :, part], key_books, key_scales)
+        keys = _decoded(key_codes[:, :, part], key_books, gains) + key_means[:, None].float()
         turn = start_turn[:, tokens // ATTEND_BLOCK] * step_turn[tokens % ATTEND_BLOCK]
         pairs = torch.view_as_complex(keys[..., :rotary].unflatten(-1, (-1, 2)).contiguous())
         turned = torch.view_as_real(pairs * turn[:, None]).flatten(-2)

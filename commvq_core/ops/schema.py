@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 NAMESPACE = "commvq"
-ATTEND_BLOCK = 64  # tokens that share one turn of the query, in attention over codes
+ATTEND_BLOCK = 32  # tokens that share one turn of the query, in attention over codes
 
 SCHEMAS = (
-    "additive_attend(Tensor query, Tensor key_codes, Tensor key_books, Tensor key_scales, "
+    "additive_attend(Tensor query, Tensor key_codes, Tensor key_books, Tensor key_gains, "
+    "Tensor key_means, int key_group, "
     "Tensor value_codes, Tensor value_books, Tensor value_scales, Tensor turns, Tensor steps, "
     "Tensor first, int stop, float softcap) -> (Tensor, Tensor, Tensor)",
     "additive_encode(Tensor x, Tensor codebooks, int beam) -> Tensor",

@@ -1,8 +1,10 @@
-// Attention of a few queries over the tokens whose keys and values are additive codes, without ever
-// holding more than a block of decoded ones. Tokens are split into parts that threads share; every
-// part gives a softmax of its own, and the parts are merged in their order.
+// Attention of a few queries over the tokens whose keys and values are additive codes. No decoded key
+// outlives kTurn tokens and no value is ever decoded: softmax weights are collected in bins, one for
+// each codeword. Tokens are split into chunks that threads share; every chunk gives a softmax of its
+// own, and the chunks are merged in their order.
 #include "cpu/additive_attend.h"
 #include "common/buffer.h"
+#include "cpu/additive_attend_plan.h"
 #include "cpu/simd.h"
 
 #include <torch/csrc/stable/library.h>
@@ -25,50 +27,112 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kPart = 2048; // tokens of a part, whatever the threads
-constexpr int64_t kMostQueries = 256;
+constexpr int64_t kMostRows = 16;   // query rows that are binned together
+constexpr int64_t kScores = 1 << 13; // of a part's tokens and rows, so that they stay in L2
+constexpr int64_t kJobs = 16;       // that tokens are split into, if there are enough
+constexpr int64_t kLeastChunk = 4096;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
-// One side's codes and codebooks, of all heads.
-struct Side {
-  const uint8_t* codes;
+struct Codes {
+  const uint8_t* data;
   int64_t batch_stride, head_stride, token_stride;
-  Books books; // of head 0
-  int64_t book_size, scale_count;
 
-  Books of(int64_t head) const {
-    Books own = books;
-    own.words += head * book_size;
-    own.scales += head * scale_count;
-    return own;
-  }
   const uint8_t* at(int64_t row, int64_t head, int64_t token) const {
-    return codes + row * batch_stride + head * head_stride + token * token_stride;
+    return data + row * batch_stride + head * head_stride + token * token_stride;
+  }
+};
+
+struct Values {
+  int64_t subs, stages, sub_dim;
+  const int8_t* words;
+  const float* scales;
+};
+
+// What a job works in.
+struct Room {
+  Buffer<float> scaled, units, scores, angles;
+  Buffer<int16_t> turned, keys;
+
+  Room(int64_t rows, int64_t width, int64_t part)
+      : scaled(rows * width),
+        units(rows),
+        scores(rows * part),
+        angles(width),
+        turned(rows * width),
+        keys(kTurn * width) {
+    std::fill(turned.data(), turned.data() + rows * width, int16_t{0});
   }
 };
 
 struct Attend {
-  int64_t batch, heads, queries, dim, width, rotary, stop, blocks, turn_rows;
-  const float* query;   // [batch, heads, queries, dim]
-  const float* turns;   // [turn_rows, blocks, rotary]: cos, sin of each pair at a block's start
-  const float* steps;   // [kBlock, 2 * rotary]: how token t of a block turns beyond its start
-  const int64_t* first; // [batch]
+  const AttendKernels& kernels;
+  int64_t heads, queries, dim, blocks, turn_rows;
+  const float* query; // [batch, heads, queries, dim]
+  const float* turns; // [turn_rows, blocks, 2, pairs]: cosines, sines at a block's start
   float softcap;
-  Side keys, values;
+  Codes key_codes, value_codes;
+  const KeyPlan& plan;
+  Values values;
+  // Rows are padded to whole tiles; `tile` rows share their bins.
+  int64_t padded, tile, part, padded_dim;
 
-  // The queries of a head, turned back by the start of a block: q . R(m + d) k = R(-m) q . R(d) k.
-  void turn(const float* from, const float* turn, float* to) const {
-    for (int64_t r = 0; r < queries; ++r, from += dim, to += width) {
-      for (int64_t j = 0; j < rotary; j += 2) {
-        const float re = from[j], im = from[j + 1], c = turn[j], s = turn[j + 1];
-        to[j] = re * c + im * s;
-        to[j + 1] = im * c - re * s;
+  // Queries of a head in panels, as large as their inner products with keys allow, since they are
+  // rounded to whole numbers; a row's unit is what one of its numbers is worth.
+  void scale(const float* from, float* to, float* units) const {
+    std::fill(to, to + padded * plan.width, 0.0f);
+    std::fill(units, units + padded, 0.0f);
+    for (int64_t r = 0; r < queries; ++r, from += dim, to += plan.width) {
+      double square = 0.0;
+      for (int64_t d = 0; d < dim; ++d) {
+        square += static_cast<double>(from[d]) * from[d];
       }
-      std::copy(from + rotary, from + dim, to + rotary);
+      if (square > 0.0) {
+        const double factor = plan.most_query() / std::sqrt(square);
+        units[r] = static_cast<float>(1.0 / factor);
+        for (int64_t d = 0; d < dim; ++d) {
+          to[plan.places[d]] = static_cast<float>(from[d] * factor);
+        }
+      }
     }
   }
 
-  // Tokens [begin, end) of one row and head: sums [queries, width], peaks and totals [queries].
+  // scores [tiles, some, tile] of the tokens [at, at + count), `some` >= count.
+  void score(int64_t row, int64_t head, int64_t at, int64_t count, int64_t some, const Room& room)
+      const {
+    const int64_t end = at + count, width = plan.width, half = width / 2;
+    const KeyHead keys = plan.of(head);
+    const float* turning = turns + (turn_rows == 1 ? 0 : row) * blocks * 2 * plan.pairs;
+    for (int64_t token = at; token < end;) {
+      const int64_t block = token / kTurn, offset = token % kTurn;
+      const int64_t few = std::min(end, (block + 1) * kTurn) - token;
+      const float *cosines = turning + block * 2 * plan.pairs, *sines = cosines + plan.pairs;
+      if (!plan.plain) {
+        std::fill(room.angles.data(), room.angles.data() + half, 1.0f);
+        std::fill(room.angles.data() + half, room.angles.data() + width, 0.0f);
+        for (int64_t pair = 0; pair < plan.pairs; ++pair) {
+          room.angles[plan.pair_place(pair)] = cosines[pair];
+          room.angles[half + plan.pair_place(pair)] = sines[pair];
+        }
+        cosines = room.angles.data();
+        sines = cosines + half;
+      }
+      kernels.turn(room.scaled.data(), queries, width, cosines, sines, room.turned.data());
+      kernels.score(
+          key_codes.at(row, head, token),
+          key_codes.token_stride,
+          few,
+          keys,
+          plan.steps.data() + offset * width,
+          room.turned.data(),
+          (queries + kQuad - 1) / kQuad * kQuad,
+          room.units.data(),
+          room.keys.data(),
+          {room.scores.data() + (token - at) * tile, some, tile});
+      token += few;
+    }
+  }
+
+  // Tokens [begin, end) of one row and head: sums [queries, dim], peaks and totals [queries].
   void run(
       int64_t row,
       int64_t head,
@@ -77,88 +141,134 @@ struct Attend {
       float* sums,
       float* peaks,
       float* totals) const {
-    const AttendKernels& kernels = level_kernels();
-    Buffer<float> turned(queries * width), tokens(kBlock * width), scores(queries * kPart);
-    std::fill(turned.data(), turned.data() + queries * width, 0.0f);
-    std::fill(tokens.data(), tokens.data() + kBlock * width, 0.0f);
-    std::fill(sums, sums + queries * width, 0.0f);
-    const Books key_books = keys.of(head), value_books = values.of(head);
-    const float* own = query + (row * heads + head) * queries * dim;
-    const float* turning = turns + (turn_rows == 1 ? 0 : row) * blocks * rotary;
-    for (int64_t at = begin; at < end;) {
-      const int64_t block = at / kBlock, offset = at % kBlock;
-      const int64_t count = std::min(end, (block + 1) * kBlock) - at;
-      turn(own, turning + block * rotary, turned.data());
-      kernels.decode(
-          keys.at(row, head, at), keys.token_stride, count, key_books, width, tokens.data());
-      kernels.rotate(tokens.data(), count, width, rotary, steps + offset * 2 * rotary);
-      kernels.score(
-          tokens.data(), count, width, turned.data(), queries, scores.data() + (at - begin), kPart);
-      at += count;
-    }
-    const int64_t count = end - begin;
-    for (int64_t r = 0; r < queries; ++r) {
-      float* own_scores = scores.data() + r * kPart;
-      if (softcap > 0.0f) {
-        kernels.cap(own_scores, count, softcap);
+    const int64_t tiles = padded / tile;
+    const int64_t stages = values.subs * values.stages, bin_count = stages * 256 * tile;
+    const Room room(padded, plan.width, part);
+    Buffer<float> bins(tiles * bin_count), own_peaks(padded), own_totals(padded), old(padded);
+    Buffer<float> own_sums(padded * padded_dim);
+    std::fill(bins.data(), bins.data() + tiles * bin_count, 0.0f);
+    std::fill(own_peaks.data(), own_peaks.data() + padded, kNothing);
+    std::fill(own_totals.data(), own_totals.data() + padded, 0.0f);
+    scale(query + (row * heads + head) * queries * dim, room.scaled.data(), room.units.data());
+    for (int64_t at = begin; at < end; at += part) {
+      const int64_t count = std::min(end - at, part);
+      const int64_t some = (count + 3) / 4 * 4; // times `tile`: whole vectors
+      score(row, head, at, count, some, room);
+      for (int64_t t = 0; t < tiles; ++t) {
+        float* own = room.scores.data() + t * some * tile;
+        float *peak = own_peaks.data() + t * tile, *total = own_totals.data() + t * tile;
+        if (softcap > 0.0f) {
+          std::fill(own + count * tile, own + some * tile, 0.0f);
+          kernels.cap(own, some * tile, softcap);
+        }
+        std::fill(own + count * tile, own + some * tile, kNothing);
+        std::copy(peak, peak + tile, old.data());
+        kernels.raise(own, some, tile, peak);
+        lower(old.data(), peak, total, bins.data() + t * bin_count, stages * 256);
+        kernels.soften(own, some, tile, peak, total);
+        kernels.collect(
+            value_codes.at(row, head, at),
+            value_codes.token_stride,
+            count,
+            stages,
+            own,
+            tile,
+            bins.data() + t * bin_count);
       }
-      peaks[r] = *std::max_element(own_scores, own_scores + count);
-      totals[r] = kernels.soften(own_scores, count, peaks[r]);
     }
-    for (int64_t at = begin; at < end;) {
-      const int64_t some = std::min(end - at, kBlock);
-      kernels.decode(
-          values.at(row, head, at), values.token_stride, some, value_books, width, tokens.data());
-      kernels.add(tokens.data(), some, width, scores.data() + (at - begin), kPart, queries, sums);
-      at += some;
+    std::fill(own_sums.data(), own_sums.data() + padded * padded_dim, 0.0f);
+    const int64_t book = 256 * values.sub_dim;
+    for (int64_t t = 0; t < tiles; ++t) {
+      for (int64_t stage = 0; stage < stages; ++stage) {
+        kernels.spread(
+            bins.data() + t * bin_count + stage * 256 * tile,
+            values.words + (head * stages + stage) * book,
+            values.sub_dim,
+            values.scales[head * stages + stage],
+            tile,
+            padded_dim,
+            own_sums.data() + t * tile * padded_dim + stage / values.stages * values.sub_dim);
+      }
     }
+    for (int64_t r = 0; r < queries; ++r) {
+      std::copy_n(own_sums.data() + r * padded_dim, dim, sums + r * dim);
+      peaks[r] = own_peaks[r];
+      totals[r] = own_totals[r];
+    }
+  }
+
+  // What was collected below an old peak, as seen from the new one.
+  void lower(const float* old, const float* peak, float* total, float* bins, int64_t count) const {
+    if (std::equal(old, old + tile, peak)) {
+      return;
+    }
+    float factors[kMostRows];
+    for (int64_t r = 0; r < tile; ++r) {
+      factors[r] = old[r] == peak[r] ? 1.0f : std::exp(old[r] - peak[r]);
+      total[r] *= factors[r];
+    }
+    kernels.lower(bins, count, tile, factors);
   }
 };
 
-Side side_of(
-    const Tensor& codes,
-    const Tensor& books,
-    const Tensor& scales,
-    int64_t batch,
-    int64_t heads,
-    int64_t dim,
-    int64_t stop) {
+Codes codes_of(const Tensor& codes, int64_t batch, int64_t heads, int64_t bytes, int64_t stop) {
   STD_TORCH_CHECK(
       codes.scalar_type() == ScalarType::Byte && codes.dim() == 4 && codes.size(0) == batch &&
-          codes.size(1) == heads && codes.size(2) >= stop,
-      "additive_attend: codes must be uint8 [batch, heads, at least stop, bytes]");
+          codes.size(1) == heads && codes.size(2) >= stop && codes.size(3) == bytes &&
+          codes.strides()[3] == 1,
+      "additive_attend: codes must be uint8 [batch, heads, at least stop, subs * stages]");
+  return {
+      codes.const_data_ptr<uint8_t>(), codes.strides()[0], codes.strides()[1], codes.strides()[2]};
+}
+
+void check_books(const Tensor& books, int64_t heads, int64_t dim) {
   STD_TORCH_CHECK(
       books.scalar_type() == ScalarType::Char && books.dim() == 5 && books.size(0) == heads &&
-          books.size(3) == 256 && books.size(1) * books.size(4) == dim && books.is_contiguous(),
+          books.size(3) == 256 && books.size(1) * books.size(4) == dim && books.is_contiguous() &&
+          books.size(2) >= 1,
       "additive_attend: books must be contiguous int8 [heads, subs, stages, 256, sub_dim]");
-  STD_TORCH_CHECK(
-      scales.scalar_type() == ScalarType::Float && scales.is_contiguous() &&
-          scales.numel() == heads * books.size(1) * books.size(2),
-      "additive_attend: scales must be contiguous float32 [heads, subs, stages]");
-  STD_TORCH_CHECK(
-      codes.size(3) == books.size(1) * books.size(2) && codes.strides()[3] == 1,
-      "additive_attend: a token has one byte for each sub-vector and stage");
-  const int64_t count = books.size(1) * books.size(2);
-  return {
-      codes.const_data_ptr<uint8_t>(),
-      codes.strides()[0],
-      codes.strides()[1],
-      codes.strides()[2],
-      {books.size(1),
-       books.size(2),
-       256,
-       books.size(4),
-       books.const_data_ptr<int8_t>(),
-       scales.const_data_ptr<float>()},
-      count * 256 * books.size(4),
-      count};
+}
+
+// Merges the chunks' softmaxes of one unit, in order.
+void merge(
+    int64_t chunks,
+    int64_t queries,
+    int64_t dim,
+    const float* sums,
+    const float* peaks,
+    const float* totals,
+    float* out,
+    float* out_peak,
+    float* out_total) {
+  for (int64_t r = 0; r < queries; ++r, out += dim) {
+    float peak = kNothing, total = 0.0f;
+    std::fill(out, out + dim, 0.0f);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      peak = std::max(peak, peaks[chunk * queries + r]);
+    }
+    for (int64_t chunk = 0; chunk < chunks && peak > kNothing; ++chunk) {
+      const int64_t at = chunk * queries + r;
+      if (peaks[at] == kNothing) {
+        continue;
+      }
+      const float weight = std::exp(peaks[at] - peak);
+      total += weight * totals[at];
+      for (int64_t d = 0; d < dim; ++d) {
+        out[d] += weight * sums[at * dim + d];
+      }
+    }
+    out_peak[r] = peak;
+    out_total[r] = total;
+  }
 }
 
 std::tuple<Tensor, Tensor, Tensor> additive_attend(
     const Tensor& query,
     const Tensor& key_codes,
     const Tensor& key_books,
-    const Tensor& key_scales,
+    const Tensor& key_gains,
+    const Tensor& key_means,
+    int64_t key_group,
     const Tensor& value_codes,
     const Tensor& value_books,
     const Tensor& value_scales,
@@ -168,56 +278,105 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
     int64_t stop,
     double softcap) {
   STD_TORCH_CHECK(
-      query.scalar_type() == ScalarType::Float && query.dim() == 4 && query.size(2) >= 1 &&
-          query.size(2) <= kMostQueries,
-      "additive_attend: query must be float32 [batch, heads, 1 to 256 queries, head_dim]");
-  const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2);
-  const int64_t dim = query.size(3);
+      query.scalar_type() == ScalarType::Float && query.dim() == 4,
+      "additive_attend: query must be float32 [batch, heads, queries, dim]");
+  const int64_t batch = query.size(0), heads = query.size(1);
+  const int64_t queries = query.size(2), dim = query.size(3);
   STD_TORCH_CHECK(
-      turns.scalar_type() == ScalarType::Float && turns.dim() == 3 && turns.size(2) <= dim &&
-          turns.size(2) % 2 == 0 && (turns.size(0) == 1 || turns.size(0) == batch) && stop >= 0 &&
-          turns.size(1) * kBlock >= stop,
-      "additive_attend: turns must be float32 [1 or batch, a block of 64 tokens, rotary_dim]");
-  const int64_t rotary = turns.size(2);
+      turns.scalar_type() == ScalarType::Float && turns.dim() == 4 && turns.size(2) == 2 &&
+          2 * turns.size(3) <= dim && (turns.size(0) == 1 || turns.size(0) == batch),
+      "additive_attend: turns must be float32 [1 or batch, blocks, 2, pairs]");
+  const int64_t pairs = turns.size(3);
   STD_TORCH_CHECK(
-      steps.scalar_type() == ScalarType::Float && steps.dim() == 2 && steps.size(0) == kBlock &&
-          steps.size(1) == 2 * rotary,
-      "additive_attend: steps must be float32 [64, 2 * rotary_dim]");
+      stop >= 0 && turns.size(1) * kTurn >= stop,
+      "additive_attend: turns must have a row for each block of 32 tokens before stop");
+  STD_TORCH_CHECK(
+      steps.scalar_type() == ScalarType::Float && steps.dim() == 3 && steps.size(0) == kTurn &&
+          steps.size(1) == 2 && steps.size(2) == pairs,
+      "additive_attend: steps must be float32 [32, 2, pairs]");
   STD_TORCH_CHECK(
       first.scalar_type() == ScalarType::Long && first.dim() == 1 && first.size(0) == batch,
       "additive_attend: first must be int64 [batch]");
+  check_books(key_books, heads, dim);
+  check_books(value_books, heads, dim);
+  STD_TORCH_CHECK(
+      key_books.size(4) % 2 == 0, "additive_attend: sub-vectors of keys have an even width");
+  const int64_t key_stages = key_books.size(1) * key_books.size(2);
+  const int64_t value_stages = value_books.size(1) * value_books.size(2);
+  STD_TORCH_CHECK(
+      key_gains.scalar_type() == ScalarType::Byte && key_gains.is_contiguous() &&
+          key_gains.numel() == heads * key_stages,
+      "additive_attend: key_gains must be contiguous uint8 [heads, subs, stages]");
+  STD_TORCH_CHECK(
+      key_means.scalar_type() == ScalarType::Short && key_means.is_contiguous() &&
+          key_means.numel() == heads * dim,
+      "additive_attend: key_means must be contiguous int16 [heads, dim]");
+  STD_TORCH_CHECK(
+      key_group == 1 || key_group == 2 || key_group == 4,
+      "additive_attend: key_group must be 1, 2 or 4");
+  STD_TORCH_CHECK(
+      value_scales.scalar_type() == ScalarType::Float && value_scales.is_contiguous() &&
+          value_scales.numel() == heads * value_stages,
+      "additive_attend: value_scales must be contiguous float32 [heads, subs, stages]");
   const Tensor q = torch::stable::contiguous(query), t = torch::stable::contiguous(turns);
   const Tensor s = torch::stable::contiguous(steps), f = torch::stable::contiguous(first);
-  const int64_t width = (dim + kStep - 1) / kStep * kStep;
+  const int64_t* starts = f.const_data_ptr<int64_t>();
+  const AttendKernels& kernels = level_kernels();
+  const KeyPlan plan(
+      heads,
+      key_books.size(1),
+      key_books.size(2),
+      key_books.size(4),
+      key_group,
+      pairs,
+      key_books.const_data_ptr<int8_t>(),
+      key_gains.const_data_ptr<uint8_t>(),
+      key_means.const_data_ptr<int16_t>(),
+      s.const_data_ptr<float>());
+  const int64_t fours = (queries + kQuad - 1) / kQuad * kQuad;
+  const int64_t tile = fours <= 4 ? 4 : fours <= 8 ? 8 : kMostRows;
+  const int64_t padded = (queries + tile - 1) / tile * tile;
   const Attend work = {
-      batch,
+      kernels,
       heads,
       queries,
       dim,
-      width,
-      rotary,
-      stop,
       t.size(1),
       t.size(0),
       q.const_data_ptr<float>(),
       t.const_data_ptr<float>(),
-      s.const_data_ptr<float>(),
-      f.const_data_ptr<int64_t>(),
       static_cast<float>(softcap),
-      side_of(key_codes, key_books, key_scales, batch, heads, dim, stop),
-      side_of(value_codes, value_books, value_scales, batch, heads, dim, stop)};
+      codes_of(key_codes, batch, heads, key_stages, stop),
+      codes_of(value_codes, batch, heads, value_stages, stop),
+      plan,
+      {value_books.size(1),
+       value_books.size(2),
+       value_books.size(4),
+       value_books.const_data_ptr<int8_t>(),
+       value_scales.const_data_ptr<float>()},
+      padded,
+      tile,
+      std::max(kScores / std::max<int64_t>(padded, 4), int64_t{4} * kTurn),
+      (dim + kSums - 1) / kSums * kSums};
   Tensor sums = torch::stable::new_empty(query, {batch, heads, queries, dim});
   Tensor peaks = torch::stable::new_empty(query, {batch, heads, queries});
   Tensor totals = torch::stable::new_empty(query, {batch, heads, queries});
-  const int64_t parts = (stop + kPart - 1) / kPart, units = batch * heads;
-  const int64_t size = queries * width;
-  Buffer<float> part_sums(units * parts * size);
-  Buffer<float> part_peaks(units * parts * queries), part_totals(units * parts * queries);
-  torch::stable::parallel_for(0, units * parts, 1, [&](int64_t from, int64_t to) {
+  const int64_t units = batch * heads, size = queries * dim;
+  if (units * queries == 0) {
+    return {sums, peaks, totals};
+  }
+  // As many chunks whatever the threads are, so that they do not change the result.
+  const int64_t wanted = (kJobs + units - 1) / units;
+  const int64_t least = std::max((stop + wanted - 1) / wanted, kLeastChunk);
+  const int64_t length = (least + work.part - 1) / work.part * work.part;
+  const int64_t chunks = (stop + length - 1) / length;
+  Buffer<float> part_sums(units * chunks * size);
+  Buffer<float> part_peaks(units * chunks * queries), part_totals(units * chunks * queries);
+  torch::stable::parallel_for(0, units * chunks, 1, [&](int64_t from, int64_t to) {
     for (int64_t job = from; job < to; ++job) {
-      const int64_t unit = job / parts, part = job % parts, row = unit / heads;
-      const int64_t begin = std::max(part * kPart, std::max<int64_t>(work.first[row], 0));
-      const int64_t end = std::min(stop, (part + 1) * kPart);
+      const int64_t unit = job / chunks, chunk = job % chunks, row = unit / heads;
+      const int64_t begin = std::max(chunk * length, std::max<int64_t>(starts[row], 0));
+      const int64_t end = std::min(stop, (chunk + 1) * length);
       float* own_peaks = part_peaks.data() + job * queries;
       if (begin >= end) {
         std::fill(own_peaks, own_peaks + queries, kNothing);
@@ -234,28 +393,16 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
     }
   });
   for (int64_t unit = 0; unit < units; ++unit) {
-    for (int64_t r = 0; r < queries; ++r) {
-      float* out = sums.mutable_data_ptr<float>() + (unit * queries + r) * dim;
-      float peak = kNothing, total = 0.0f;
-      std::fill(out, out + dim, 0.0f);
-      for (int64_t part = 0; part < parts; ++part) {
-        peak = std::max(peak, part_peaks[(unit * parts + part) * queries + r]);
-      }
-      for (int64_t part = 0; part < parts && peak > kNothing; ++part) {
-        const int64_t job = unit * parts + part;
-        if (part_peaks[job * queries + r] == kNothing) {
-          continue;
-        }
-        const float weight = std::exp(part_peaks[job * queries + r] - peak);
-        total += weight * part_totals[job * queries + r];
-        const float* from = part_sums.data() + job * size + r * width;
-        for (int64_t d = 0; d < dim; ++d) {
-          out[d] += weight * from[d];
-        }
-      }
-      peaks.mutable_data_ptr<float>()[unit * queries + r] = peak;
-      totals.mutable_data_ptr<float>()[unit * queries + r] = total;
-    }
+    merge(
+        chunks,
+        queries,
+        dim,
+        part_sums.data() + unit * chunks * size,
+        part_peaks.data() + unit * chunks * queries,
+        part_totals.data() + unit * chunks * queries,
+        sums.mutable_data_ptr<float>() + unit * size,
+        peaks.mutable_data_ptr<float>() + unit * queries,
+        totals.mutable_data_ptr<float>() + unit * queries);
   }
   return {sums, peaks, totals};
 }

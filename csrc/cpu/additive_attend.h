@@ -1,59 +1,103 @@
-// Contracts of the kernels of attention over additive codes. All rows of floats are `width` long,
-// a multiple of kStep, with zeros behind the head's dims.
+// Contracts of the kernels of attention over additive codes.
+//
+// Keys are whole numbers: a stage's codewords are int8, and a key is the sum of `gain` times
+// codeword over its stages, plus a mean, in int16. A row of int16 is cut into panels of kPanel; each
+// holds up to kPanel neighbouring dims of one sub-vector, first the even dims (the real parts of
+// pairs), then the odd ones, with zeros behind each half.
 #pragma once
 
 #include <cstdint>
 
 namespace commvq {
 
-constexpr int64_t kStep = 16;  // partial sums of a dot product, whatever the level
-constexpr int64_t kBlock = 64; // tokens decoded at once; they share one turn of the query
+constexpr int64_t kPanel = 64; // numbers of a panel
+constexpr int64_t kHalf = 32;  // of them, real or imaginary parts
+constexpr int64_t kTurn = 32;  // tokens that share one turn of the query
+constexpr int64_t kQuad = 4;   // query rows are scored in fours
+constexpr int64_t kSums = 16;  // partial sums of a vertical reduction, whatever the level
 
-// The codebooks of one head, as they lie in memory.
-struct Books {
-  int64_t subs, stages, codewords, sub_dim;
-  const int8_t* words; // [subs, stages, codewords, sub_dim]
-  const float* scales; // [subs, stages]
+// Dims [begin, begin + count) of sub-vector `sub`.
+struct Panel {
+  int64_t sub, begin, count;
+};
+
+// One head's keys. Every `group` (1, 2 or 4) neighbouring stages add up within int8 and have one
+// gain; the last group of a sub-vector may be smaller.
+struct KeyHead {
+  int64_t panel_count, width; // of a row: kPanel * panel_count
+  const Panel* panels;
+  int64_t sub_dim, stages, group, groups;
+  const int8_t* words;   // [subs, stages, 256, sub_dim]
+  const int16_t* gains;  // [subs, groups, kPanel]: gain kHalf times, then gain * 256 kHalf times
+  const int16_t* mean;   // [width]
+  const uint8_t* turns;  // [panel_count]: whether any dim of the panel rotates
+};
+
+// Where scores go: row r of token t to [r / tile, t, r % tile] of an array [.., tokens, tile].
+struct Scores {
+  float* data;
+  int64_t tokens, tile;
 };
 
 struct AttendKernels {
-  // Decodes `count` tokens, whose codes are `stride` bytes apart, into rows of `out`.
-  void (*decode)(
+  // Turns rows of queries [rows, width], in panels, back by an angle for each pair, whose cosines
+  // and sines [width / 2] are in the panels' order, and rounds them to int16.
+  void (*turn)(
+      const float* query,
+      int64_t rows,
+      int64_t width,
+      const float* cosines,
+      const float* sines,
+      int16_t* turned);
+
+  // Scores `count` <= kTurn tokens, whose codes lie `stride` bytes apart: decodes their keys, rotates
+  // them by `steps` (a token's cosines [width / 2], then sines, in units of 2^-15) and multiplies
+  // them with `rows` queries, a multiple of kQuad; a score is unit[row] times that. `keys` is room
+  // for kTurn rows.
+  void (*score)(
       const uint8_t* codes,
       int64_t stride,
       int64_t count,
-      const Books& books,
-      int64_t width,
-      float* out);
+      const KeyHead& head,
+      const int16_t* steps,
+      const int16_t* query,
+      int64_t rows,
+      const float* unit,
+      int16_t* keys,
+      const Scores& scores);
 
-  // Rotates the first `rotary` dims of `count` rows in place; `steps` is a row of 2 * rotary
-  // floats each: cosines of every dim, then sines, negative on the even ones.
-  void (*rotate)(float* rows, int64_t count, int64_t width, int64_t rotary, const float* steps);
-
-  // scores[r * stride + t] = query row r times row t.
-  void (*score)(
-      const float* rows,
-      int64_t count,
-      int64_t width,
-      const float* query,
-      int64_t queries,
-      float* scores,
-      int64_t stride);
-
-  // Replaces `count` scores by cap * tanh(score / cap).
+  // Replaces `count` scores by cap * tanh(score / cap); `count` is a multiple of kSums.
   void (*cap)(float* scores, int64_t count, float cap);
 
-  // Replaces `count` scores by exp(score - peak), returns their sum.
-  float (*soften)(float* scores, int64_t count, float peak);
+  // Raises peaks [rows] to the highest of scores [tokens, rows]. Here and below rows divide kSums,
+  // and tokens * rows is a multiple of it.
+  void (*raise)(const float* scores, int64_t tokens, int64_t rows, float* peaks);
 
-  // sums[r] += sum over t of weights[r * stride + t] * row t.
-  void (*add)(
-      const float* rows,
-      int64_t count,
-      int64_t width,
-      const float* weights,
+  // Replaces scores [tokens, rows] by exp(score - peak[row]) and adds them up into totals [rows].
+  void (*soften)(float* scores, int64_t tokens, int64_t rows, const float* peak, float* totals);
+
+  // bins[stage, code, r] += weights[t, r] over the tokens, for `stages` neighbouring codes.
+  void (*collect)(
+      const uint8_t* codes,
       int64_t stride,
-      int64_t queries,
+      int64_t count,
+      int64_t stages,
+      const float* weights,
+      int64_t rows,
+      float* bins);
+
+  // bins[i, r] *= factors[r] for `count` bins.
+  void (*lower)(float* bins, int64_t count, int64_t rows, const float* factors);
+
+  // sums[r, d] += scale * (sum over codes of bins[code, r] * words[code, d]) for one stage, rows of
+  // sums `width` apart.
+  void (*spread)(
+      const float* bins,
+      const int8_t* words,
+      int64_t dims,
+      float scale,
+      int64_t rows,
+      int64_t width,
       float* sums);
 };
 

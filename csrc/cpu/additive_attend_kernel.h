@@ -1,14 +1,14 @@
 // The arithmetic of attention over additive codes at one SIMD level; see additive_attend.h.
 
+#include "cpu/additive_attend_keys.h"
 #include "cpu/exponential.h"
 
-constexpr int64_t kAttendParts = kStep / COMMVQ_LANES; // vectors that hold the partial sums
-constexpr int64_t kTokensAtOnce = 4;                   // that share a load of the sums
+constexpr int64_t kSumParts = kSums / COMMVQ_LANES; // vectors that hold the partial sums
 
 typedef int8_t Bytes __attribute__((vector_size(COMMVQ_LANES)));
 typedef int8_t BytesInMemory __attribute__((vector_size(COMMVQ_LANES), aligned(1), may_alias));
 typedef float Four __attribute__((vector_size(16)));
-typedef float FourInMemory __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float FourInMemory __attribute__((vector_size(16), aligned(2), may_alias));
 
 COMMVQ_INLINE Lanes widen(const int8_t* from) {
   // GCC 12 converts lane by lane where it is left to itself.
@@ -23,101 +23,37 @@ COMMVQ_INLINE Lanes widen(const int8_t* from) {
   return __builtin_convertvector(bytes, Lanes);
 }
 
-// Re and im of every pair change places.
-COMMVQ_INLINE Lanes swapped(Lanes x) {
-#if COMMVQ_LANES == 16
-  return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
-#elif COMMVQ_LANES == 8
-  return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6);
+typedef int16_t Shorts __attribute__((vector_size(2 * COMMVQ_LANES)));
+typedef int16_t ShortsInMemory __attribute__((vector_size(2 * COMMVQ_LANES), aligned(2), may_alias));
+
+// Stores them as the nearest whole numbers; they are within int16's range.
+COMMVQ_INLINE void store_rounded(int16_t* to, Lanes x) {
+#if COMMVQ_X86 && COMMVQ_LANES == 16
+  const __m512i whole = _mm512_maskz_cvtps_epi32(0xffff, (__m512)x);
+  const Shorts shorts = (Shorts)_mm512_maskz_cvtepi32_epi16(0xffff, whole);
 #else
-  return __builtin_shufflevector(x, x, 1, 0, 3, 2);
+  const Lanes magic = broadcast(12582912.0f); // 1.5 * 2^23: adding it rounds
+  const Shorts shorts = __builtin_convertvector((Ints)(x + magic) - (Ints)magic, Shorts);
 #endif
+  *reinterpret_cast<ShortsInMemory*>(to) = shorts;
 }
 
-// The sum of kStep partial sums, by the same tree at every level.
-COMMVQ_INLINE float tree(const Lanes* parts) {
-  float all[kStep];
-  for (int64_t part = 0; part < kAttendParts; ++part) {
-    store(all + part * COMMVQ_LANES, parts[part]);
-  }
-  const FourInMemory* quarters = reinterpret_cast<const FourInMemory*>(all);
-  const Four sum = (quarters[0] + quarters[2]) + (quarters[1] + quarters[3]);
-  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
-}
-
-static void decode_codes(
-    const uint8_t* codes,
-    int64_t stride,
-    int64_t count,
-    const Books& books,
-    int64_t width,
-    float* out) {
-  const int64_t book = books.codewords * books.sub_dim;
-  for (int64_t token = 0; token < count; ++token, codes += stride, out += width) {
-    const uint8_t* code = codes;
-    const int8_t* words = books.words;
-    const float* scales = books.scales;
-    for (int64_t sub = 0; sub < books.subs; ++sub) {
-      float* to = out + sub * books.sub_dim;
-      int64_t dim = 0;
-      for (; dim + COMMVQ_LANES <= books.sub_dim; dim += COMMVQ_LANES) {
-        Lanes sum = {};
-        for (int64_t stage = 0; stage < books.stages; ++stage) {
-          const int8_t* word = words + stage * book + code[stage] * books.sub_dim + dim;
-          sum = sum + widen(word) * broadcast(scales[stage]);
-        }
-        store(to + dim, sum);
-      }
-      for (; dim < books.sub_dim; ++dim) {
-        float sum = 0.0f;
-        for (int64_t stage = 0; stage < books.stages; ++stage) {
-          const int8_t word = words[stage * book + code[stage] * books.sub_dim + dim];
-          sum = sum + static_cast<float>(word) * scales[stage];
-        }
-        to[dim] = sum;
-      }
-      code += books.stages;
-      words += books.stages * book;
-      scales += books.stages;
-    }
-  }
-}
-
-static void rotate_rows(
-    float* rows, int64_t count, int64_t width, int64_t rotary, const float* steps) {
-  for (int64_t token = 0; token < count; ++token, rows += width, steps += 2 * rotary) {
-    int64_t dim = 0;
-    for (; dim + COMMVQ_LANES <= rotary; dim += COMMVQ_LANES) {
-      const Lanes x = load(rows + dim);
-      store(rows + dim, x * load(steps + dim) + swapped(x) * load(steps + rotary + dim));
-    }
-    for (; dim < rotary; dim += 2) {
-      const float re = rows[dim], im = rows[dim + 1];
-      rows[dim] = re * steps[dim] + im * steps[rotary + dim];
-      rows[dim + 1] = im * steps[dim + 1] + re * steps[rotary + dim + 1];
-    }
-  }
-}
-
-static void score_rows(
-    const float* rows,
-    int64_t count,
-    int64_t width,
+static void turn_queries(
     const float* query,
-    int64_t queries,
-    float* scores,
-    int64_t stride) {
-  for (int64_t token = 0; token < count; ++token, rows += width) {
-    for (int64_t r = 0; r < queries; ++r) {
-      const float* one = query + r * width;
-      Lanes sums[kAttendParts] = {};
-      for (int64_t dim = 0; dim < width; dim += kStep) {
-        for (int64_t part = 0; part < kAttendParts; ++part) {
-          const int64_t at = dim + part * COMMVQ_LANES;
-          sums[part] = sums[part] + load(rows + at) * load(one + at);
-        }
+    int64_t rows,
+    int64_t width,
+    const float* cosines,
+    const float* sines,
+    int16_t* turned) {
+  for (int64_t panel = 0; panel < width; panel += kPanel) {
+    for (int64_t i = 0; i < kHalf; i += COMMVQ_LANES) {
+      const Lanes cosine = load(cosines + panel / 2 + i), sine = load(sines + panel / 2 + i);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t at = r * width + panel + i;
+        const Lanes re = load(query + at), im = load(query + at + kHalf);
+        store_rounded(turned + at, re * cosine + im * sine);
+        store_rounded(turned + at + kHalf, im * cosine - re * sine);
       }
-      scores[r * stride + token] = tree(sums);
     }
   }
 }
@@ -128,84 +64,196 @@ COMMVQ_INLINE Lanes weight_of(Lanes x) {
   return x > least ? exponential(x) : Lanes{};
 }
 
-static float soften_scores(float* scores, int64_t count, float peak) {
-  Lanes sums[kAttendParts] = {};
-  float padded[kStep];
-  for (int64_t t = 0; t < count; t += kStep) {
-    const int64_t left = count - t;
-    float* from = scores + t;
-    if (left < kStep) {
-      for (int64_t i = 0; i < kStep; ++i) {
-        padded[i] = i < left ? from[i] : -__builtin_inff();
-      }
-      from = padded;
-    }
-    for (int64_t part = 0; part < kAttendParts; ++part) {
-      float* at = from + part * COMMVQ_LANES;
-      const Lanes value = weight_of(load(at) - broadcast(peak));
-      store(at, value);
-      sums[part] = sums[part] + value;
-    }
-    if (left < kStep) {
-      for (int64_t i = 0; i < left; ++i) {
-        scores[t + i] = padded[i];
-      }
-    }
-  }
-  return tree(sums);
-}
-
 // tanh(x) = sign(x) (1 - e) / (1 + e) with e = exp(-2 |x|).
 static void cap_scores(float* scores, int64_t count, float cap) {
   for (int64_t t = 0; t < count; t += COMMVQ_LANES) {
-    float some[COMMVQ_LANES] = {};
-    const int64_t left = count - t < COMMVQ_LANES ? count - t : COMMVQ_LANES;
-    for (int64_t i = 0; i < left; ++i) {
-      some[i] = scores[t + i];
-    }
-    const Lanes x = load(some) * broadcast(1.0f / cap), none = broadcast(0.0f);
+    const Lanes x = load(scores + t) * broadcast(1.0f / cap), none = broadcast(0.0f);
     const Lanes positive = x > none ? x : -x;
     const Lanes e = weight_of(broadcast(-2.0f) * positive);
     const Lanes value = broadcast(cap) * ((broadcast(1.0f) - e) / (broadcast(1.0f) + e));
-    store(some, x > none ? value : -value);
-    for (int64_t i = 0; i < left; ++i) {
-      scores[t + i] = some[i];
+    store(scores + t, x > none ? value : -value);
+  }
+}
+
+static void raise_peaks(const float* scores, int64_t tokens, int64_t rows, float* peaks) {
+  Lanes most[kSumParts];
+  for (int64_t part = 0; part < kSumParts; ++part) {
+    most[part] = load(scores + part * COMMVQ_LANES);
+  }
+  for (int64_t t = kSums; t < tokens * rows; t += kSums) {
+    for (int64_t part = 0; part < kSumParts; ++part) {
+      const Lanes x = load(scores + t + part * COMMVQ_LANES);
+      most[part] = x > most[part] ? x : most[part];
+    }
+  }
+  float all[kSums];
+  for (int64_t part = 0; part < kSumParts; ++part) {
+    store(all + part * COMMVQ_LANES, most[part]);
+  }
+  for (int64_t i = 0; i < kSums; ++i) {
+    float& peak = peaks[i % rows];
+    peak = all[i] > peak ? all[i] : peak;
+  }
+}
+
+static void soften_scores(
+    float* scores, int64_t tokens, int64_t rows, const float* peaks, float* totals) {
+  float all[kSums];
+  for (int64_t i = 0; i < kSums; ++i) {
+    all[i] = peaks[i % rows];
+  }
+  Lanes sums[kSumParts] = {}, peak[kSumParts];
+  for (int64_t part = 0; part < kSumParts; ++part) {
+    peak[part] = load(all + part * COMMVQ_LANES);
+  }
+  for (int64_t t = 0; t < tokens * rows; t += kSums) {
+    for (int64_t part = 0; part < kSumParts; ++part) {
+      float* at = scores + t + part * COMMVQ_LANES;
+      const Lanes value = weight_of(load(at) - peak[part]);
+      store(at, value);
+      sums[part] = sums[part] + value;
+    }
+  }
+  for (int64_t part = 0; part < kSumParts; ++part) {
+    store(all + part * COMMVQ_LANES, sums[part]);
+  }
+  for (int64_t i = 0; i < kSums; ++i) {
+    totals[i % rows] += all[i];
+  }
+}
+
+template <int64_t stages, int64_t quads>
+static void collect_some(
+    const uint8_t* codes, int64_t stride, int64_t count, const float* weights, float* bins) {
+  constexpr int64_t rows = quads * 4;
+  for (int64_t token = 0; token < count; ++token, codes += stride, weights += rows) {
+    for (int64_t quad = 0; quad < quads; ++quad) {
+      const Four weight = reinterpret_cast<const FourInMemory*>(weights)[quad];
+      for (int64_t stage = 0; stage < stages; ++stage) {
+        float* bin = bins + (stage * 256 + codes[stage]) * rows;
+        reinterpret_cast<FourInMemory*>(bin)[quad] += weight;
+      }
     }
   }
 }
 
-static void add_rows(
-    const float* rows,
-    int64_t count,
-    int64_t width,
-    const float* weights,
+template <int64_t quads>
+static void collect_stages(
+    const uint8_t* codes,
     int64_t stride,
-    int64_t queries,
+    int64_t count,
+    int64_t stages,
+    const float* weights,
+    float* bins) {
+  // Eight at a time: more of them would not fit the first-level cache, fewer load weights anew.
+  for (; stages >= 8; stages -= 8, codes += 8, bins += 8 * 256 * quads * 4) {
+    collect_some<8, quads>(codes, stride, count, weights, bins);
+  }
+  if (stages >= 4) {
+    collect_some<4, quads>(codes, stride, count, weights, bins);
+    stages -= 4, codes += 4, bins += 4 * 256 * quads * 4;
+  }
+  if (stages == 3) {
+    collect_some<3, quads>(codes, stride, count, weights, bins);
+  } else if (stages == 2) {
+    collect_some<2, quads>(codes, stride, count, weights, bins);
+  } else if (stages == 1) {
+    collect_some<1, quads>(codes, stride, count, weights, bins);
+  }
+}
+
+static void collect_weights(
+    const uint8_t* codes,
+    int64_t stride,
+    int64_t count,
+    int64_t stages,
+    const float* weights,
+    int64_t rows,
+    float* bins) {
+  if (rows == 4) {
+    collect_stages<1>(codes, stride, count, stages, weights, bins);
+  } else if (rows == 8) {
+    collect_stages<2>(codes, stride, count, stages, weights, bins);
+  } else {
+    collect_stages<4>(codes, stride, count, stages, weights, bins);
+  }
+}
+
+static void lower_bins(float* bins, int64_t count, int64_t rows, const float* factors) {
+  float all[kSums];
+  for (int64_t i = 0; i < kSums; ++i) {
+    all[i] = factors[i % rows];
+  }
+  for (int64_t i = 0; i < count * rows; i += kSums) {
+    for (int64_t part = 0; part < kSumParts; ++part) {
+      float* at = bins + i + part * COMMVQ_LANES;
+      store(at, load(at) * load(all + part * COMMVQ_LANES));
+    }
+  }
+}
+
+// `vectors` neighbouring vectors of dims of four rows.
+template <int64_t vectors>
+COMMVQ_INLINE void spread_some(
+    const float* bins,
+    const int8_t* words,
+    int64_t dims,
+    float scale,
+    int64_t rows,
+    int64_t width,
     float* sums) {
-  int64_t token = 0;
-  for (; token + kTokensAtOnce <= count; token += kTokensAtOnce, rows += kTokensAtOnce * width) {
-    for (int64_t r = 0; r < queries; ++r) {
-      const float* p = weights + r * stride + token;
-      float* to = sums + r * width;
-      for (int64_t dim = 0; dim < width; dim += COMMVQ_LANES) {
-        Lanes sum = load(to + dim);
-        for (int64_t t = 0; t < kTokensAtOnce; ++t) {
-          sum = sum + broadcast(p[t]) * load(rows + t * width + dim);
-        }
-        store(to + dim, sum);
+  Lanes sum[4][vectors] = {};
+  for (int64_t code = 0; code < 256; ++code, bins += rows, words += dims) {
+    for (int64_t v = 0; v < vectors; ++v) {
+      const Lanes word = widen(words + v * COMMVQ_LANES);
+      for (int64_t r = 0; r < 4; ++r) {
+        sum[r][v] = sum[r][v] + broadcast(bins[r]) * word;
       }
     }
   }
-  for (; token < count; ++token, rows += width) {
-    for (int64_t r = 0; r < queries; ++r) {
-      const Lanes p = broadcast(weights[r * stride + token]);
-      float* to = sums + r * width;
-      for (int64_t dim = 0; dim < width; dim += COMMVQ_LANES) {
-        store(to + dim, load(to + dim) + p * load(rows + dim));
+  for (int64_t r = 0; r < 4; ++r) {
+    for (int64_t v = 0; v < vectors; ++v) {
+      float* to = sums + r * width + v * COMMVQ_LANES;
+      store(to, load(to) + broadcast(scale) * sum[r][v]);
+    }
+  }
+}
+
+static void spread_bins(
+    const float* bins,
+    const int8_t* words,
+    int64_t dims,
+    float scale,
+    int64_t rows,
+    int64_t width,
+    float* sums) {
+  constexpr int64_t kVectors = COMMVQ_LANES == 16 ? 4 : 2;
+  for (int64_t quad = 0; quad < rows; quad += 4, bins += 4, sums += 4 * width) {
+    int64_t dim = 0;
+    for (; dim + kVectors * COMMVQ_LANES <= dims; dim += kVectors * COMMVQ_LANES) {
+      spread_some<kVectors>(bins, words + dim, dims, scale, rows, width, sums + dim);
+    }
+    for (; dim + COMMVQ_LANES <= dims; dim += COMMVQ_LANES) {
+      spread_some<1>(bins, words + dim, dims, scale, rows, width, sums + dim);
+    }
+    for (; dim < dims; ++dim) {
+      for (int64_t r = 0; r < 4; ++r) {
+        float sum = 0.0f;
+        for (int64_t code = 0; code < 256; ++code) {
+          sum = sum + bins[code * rows + r] * static_cast<float>(words[code * dims + dim]);
+        }
+        sums[r * width + dim] = sums[r * width + dim] + scale * sum;
       }
     }
   }
 }
 
 static const AttendKernels kernels = {
-    decode_codes, rotate_rows, score_rows, cap_scores, soften_scores, add_rows};
+    turn_queries,
+    score_keys,
+    cap_scores,
+    raise_peaks,
+    soften_scores,
+    collect_weights,
+    lower_bins,
+    spread_bins};

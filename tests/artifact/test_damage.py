@@ -16,7 +16,7 @@ from commvq_core.models import AttentionSpec
 from tests.artifact.artifacts import Config, Tensors, artifact, edit_config, edit_tensors
 
 KEY = "layers.2.key.codebooks"
-SCALES = "layers.2.key.scales"
+SCALES = "layers.2.value.scales"
 
 
 @pytest.fixture(scope="module")

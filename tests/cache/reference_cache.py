@@ -66,6 +66,7 @@ class ReferenceLayer(DynamicLayer):
         self.rules = rules
         self.codecs, self.rotary, self.tables, self.index = codecs, rotary, tables, index
         self.lossy: tuple[Tensor, Tensor] | None = None
+        self.steps = 0  # of one token, since any were coded
         self.coded = 0  # tokens whose exact copies the real cache no longer has
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -133,8 +134,9 @@ class ReferenceLayer(DynamicLayer):
             first = int(seen.argmax()) if seen.any() else total
             for q in range(length):
                 slot = total - length + q
-                single = self.rules.strict or length == 1
-                boundary = max(slot - self.rules.window + 1, self.coded) if single else self.coded
+                boundary = self.coded
+                if self.rules.strict:
+                    boundary = max(slot - self.rules.window + 1, boundary)
                 token = np.arange(total)
                 is_sink = (token >= first) & (token < first + self.rules.sinks)
                 coded = (token < boundary) & ~is_sink
@@ -160,7 +162,9 @@ class ReferenceLayer(DynamicLayer):
                     if learnt is not None:
                         bottom += np.exp(float(learnt[head]) - top)
                     out[row, q, head] = weights @ v / bottom
-        self.coded = max(self.coded, total - self.rules.window)
+        self.steps += 1
+        if self.rules.strict or length > 1 or self.steps == 16:
+            self.coded, self.steps = max(self.coded, total - self.rules.window), 0
         return torch.from_numpy(out).to(query.dtype)
 
 

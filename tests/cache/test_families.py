@@ -77,7 +77,7 @@ def test_a_strict_forward_equals_decoding_token_by_token() -> None:
     with torch.no_grad():
         with CommVQCache(model, lossy_codecs(model), window=8, sinks=2, strict=True) as cache:
             once = model(input_ids=ids, past_key_values=cache).logits
-        with CommVQCache(model, lossy_codecs(model), window=8, sinks=2) as cache:
+        with CommVQCache(model, lossy_codecs(model), window=8, sinks=2, strict=True) as cache:
             steps = [model(input_ids=ids[:, i : i + 1], past_key_values=cache) for i in range(40)]
         plain = model(input_ids=ids).logits
     decoded = torch.cat([step.logits for step in steps], dim=1)

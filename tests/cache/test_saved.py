@@ -101,7 +101,7 @@ def test_other_weights_and_other_codebooks_are_refused(
         CommVQCache.load(saved, build_like(model, noise=0.3), tiny_artifact)
     other = load_artifact(tiny_artifact)
     key = other.codecs[0][0]
-    key._books[0, 0, 0, 0, 0] ^= 1  # type: ignore[attr-defined]
+    key.books.words[0, 0, 0, 0, 0] ^= 1  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="other codebooks"):
         CommVQCache.load(saved, model, other)
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from commvq_core.codecs.additive import AdditiveCodec, AdditiveConfig
 from commvq_core.codecs.base import SideSpec
+from commvq_core.codecs.key_books import KeyBooks
+from commvq_core.codecs.value_books import ValueBooks
 
 
 def additive_tensors(spec: SideSpec, config: AdditiveConfig, seed: int = 0) -> dict[str, Tensor]:
@@ -22,13 +24,15 @@ def additive_tensors(spec: SideSpec, config: AdditiveConfig, seed: int = 0) -> d
     codebooks *= 0.2 ** torch.arange(config.stages).view(-1, 1, 1)
     if spec.side == "key":
         factors = 0.5 + torch.rand(heads, dim // 2, generator=generator)
-        inverse = factors.repeat_interleave(2, dim=1)
+        forward = factors.repeat_interleave(2, dim=1)
+        pairs = zip(codebooks, forward, strict=True)
+        units = [KeyBooks.from_codebooks(*pair).tensors() for pair in pairs]
     else:
         noise = torch.randn(heads, dim, dim, generator=generator)
         inverse = torch.eye(dim) + 0.3 * noise @ noise.transpose(1, 2) / dim
-    scales = codebooks.abs().amax(dim=(-2, -1)) / 127
-    books = (codebooks / scales[..., None, None]).round().to(torch.int8)
-    return {"codebooks": books, "scales": scales, "inverse": inverse}
+        pairs = zip(codebooks, inverse, strict=True)
+        units = [ValueBooks.from_codebooks(*pair).tensors() for pair in pairs]
+    return {name: torch.cat([unit[name] for unit in units]) for name in units[0]}
 
 
 def additive_codec(side: str = "key", *, heads: int = 2, head_dim: int = 16, **config: Any) -> Any:
@@ -42,19 +46,31 @@ def additive_codec(side: str = "key", *, heads: int = 2, head_dim: int = 16, **c
 def exact_sums(codec: AdditiveCodec, tokens: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     """Vectors [1, kv_heads, tokens, head_dim] float64 that are sums of the codec's codewords, and
     the codes [kv_heads, tokens, subs * stages] that name them."""
-    heads, subs, stages, count, _ = codec.codebooks.shape
+    heads, subs, stages, count, _ = codec.books.words.shape
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(count, (heads, tokens, subs * stages), generator=generator)
-    rows = torch.empty(heads, tokens, codec.spec.head_dim, dtype=torch.float64)
+    return decoded_by_hand(codec, codes)[None], codes.to(torch.uint8)
+
+
+def decoded_by_hand(codec: AdditiveCodec, codes: Tensor) -> Tensor:
+    """What codes [kv_heads, tokens, subs * stages] stand for, float64 [kv_heads, tokens, dim], by
+    the formula of docs/format.md."""
+    tensors = {name: tensor.double() for name, tensor in codec.tensors().items()}
+    heads, subs, stages, _, _ = tensors["codebooks"].shape
+    step = tensors["gains" if codec.spec.side == "key" else "scales"]
+    rows = torch.empty(*codes.shape[:2], codec.spec.head_dim, dtype=torch.float64)
     for head in range(heads):
         parts = [
             sum(
-                codec.codebooks[head, sub, stage, codes[head, :, sub * stages + stage]].double()
+                tensors["codebooks"][head, sub, stage, codes[head, :, sub * stages + stage].long()]
+                * step[head, sub, stage]
                 for stage in range(stages)
             )
             for sub in range(subs)
         ]
         whole = torch.cat(parts, dim=1)
-        inverse = codec.inverse[head].double()
-        rows[head] = whole * inverse if codec.spec.side == "key" else whole @ inverse
-    return rows[None], codes.to(torch.uint8)
+        if codec.spec.side == "key":
+            rows[head] = (whole + tensors["means"][head]) * tensors["inverse"][head]
+        else:
+            rows[head] = whole @ tensors["inverse"][head]
+    return rows

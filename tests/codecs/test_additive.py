@@ -13,7 +13,7 @@ from commvq_core.codecs.additive import AdditiveCodec, AdditiveConfig
 from commvq_core.codecs.base import SideSpec
 from commvq_core.errors import InputError
 from tests import reference
-from tests.codecs.samples import additive_codec, exact_sums
+from tests.codecs.samples import additive_codec, decoded_by_hand, exact_sums
 
 GEOMETRIES: list[dict[str, Any]] = [
     {"code_bits": 8, "stages": 2, "sub_dim": 16},
@@ -43,28 +43,29 @@ def test_decoding_adds_the_codewords_that_the_codes_name(
     side: str, geometry: dict[str, Any]
 ) -> None:
     codec = additive_codec(side, **geometry)
-    _, subs, stages, count, _ = codec.codebooks.shape
+    _, subs, stages, count, _ = codec.books.words.shape
     codes = np.random.default_rng(3).integers(count, size=(2, 2, 7, subs * stages))
     packed = np.stack(
         [reference.pack_codes(row, geometry["code_bits"]) for row in codes.reshape(28, -1)]
     )
     got = codec.decode(torch.from_numpy(packed).view(2, 2, 7, -1))
     assert got.dtype == torch.float32
-    inverse = codec.inverse.double().numpy()
     for batch in range(2):
-        sums = reference.additive_decode(codes[batch].astype(np.uint8), codec.codebooks.numpy())
-        for head in range(2):
-            want = sums[head] * inverse[head] if side == "key" else sums[head] @ inverse[head]
-            assert np.abs(got[batch, head].double().numpy() - want).max() < 1e-5
+        want = decoded_by_hand(codec, torch.from_numpy(codes[batch]))
+        assert (got[batch].double() - want).abs().max() < 1e-5 * want.abs().max()
 
 
 @pytest.mark.parametrize("side", ["key", "value"])
 def test_encoding_chooses_what_the_reference_chooses(side: str) -> None:
     codec = additive_codec(side, beam=3)
     vectors = torch.randn(1, 2, 60, 16, generator=torch.Generator().manual_seed(5)).double()
-    inverse = codec.inverse.double()
-    rows = vectors[0] / inverse[:, None] if side == "key" else vectors[0] @ inverse.inverse()
-    want, margins = reference.additive_encode(rows.numpy(), codec.codebooks.numpy(), beam=3)
+    tensors = {name: tensor.double() for name, tensor in codec.tensors().items()}
+    if side == "key":
+        rows = vectors[0] / tensors["inverse"][:, None] - tensors["means"][:, None]
+        rows = rows * tensors["spread"][:, None]
+    else:
+        rows = vectors[0] @ tensors["inverse"].inverse()
+    want, margins = reference.additive_encode(rows.numpy(), codec.books.codebooks.numpy(), beam=3)
     packed = codec.encode(vectors)
     sure = 0
     for head, token in np.ndindex(2, 60):
@@ -138,8 +139,8 @@ def test_a_codec_is_rebuilt_from_its_tensors_and_config(side: str) -> None:
 @pytest.mark.parametrize("side", ["key", "value"])
 def test_resident_bytes_count_every_tensor_that_a_codec_holds(side: str) -> None:
     codec = additive_codec(side)
-    held = [value for value in vars(codec).values() if isinstance(value, torch.Tensor)]
-    assert len(held) == 4
+    held = [value for value in vars(codec.books).values() if isinstance(value, torch.Tensor)]
+    assert len(held) == (5 if side == "key" else 4)
     assert next(tensor for tensor in held if tensor.dim() == 5).dtype == torch.int8
     assert codec.resident_bytes == sum(tensor.nbytes for tensor in held)
 
@@ -148,8 +149,8 @@ def test_heads_fitted_apart_are_joined_in_order() -> None:
     codec = additive_codec("value")
     units = [{n: t[h : h + 1] for n, t in codec.tensors().items()} for h in range(2)]
     joined = AdditiveCodec.join(codec.spec, codec.config(), units)
-    assert torch.equal(joined.codebooks, codec.codebooks)
-    assert torch.equal(joined.inverse, codec.inverse)
+    assert torch.equal(joined.books.codebooks, codec.books.codebooks)
+    assert torch.equal(joined.books.inverse, codec.books.inverse)
 
 
 BITS = [bits / 4 for bits in range(1, 17)]
@@ -235,7 +236,10 @@ def _put(value: float) -> Any:
         ("value", _with("inverse", lambda t: t[..., 0]), r"inverse has shape \[2, 16\], not"),
         ("key", _with("codebooks", torch.Tensor.float), "codebooks has dtype torch.float32, not"),
         ("key", _with("inverse", torch.Tensor.int), "inverse has dtype torch.int32"),
-        ("key", _with("scales", _put(float("nan"))), "scales holds NaN"),
+        ("key", _without("means"), "tensor means is missing"),
+        ("key", _with("spread", _put(float("nan"))), "spread holds NaN"),
+        ("key", _with("spread", torch.zeros_like), "spread holds a factor that is not positive"),
+        ("key", _with("gains", lambda t: t * 0 + 255), "add up past 23000"),
         ("value", _with("scales", _put(float("inf"))), "scales holds NaN or infinity"),
         ("value", _with("inverse", _put(float("nan"))), "inverse holds NaN"),
         ("key", _with("inverse", torch.zeros_like), "factor that is not positive"),

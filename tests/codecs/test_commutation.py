@@ -17,16 +17,20 @@ TOKENS = 6
 
 
 def codeword_vectors(codec: AdditiveCodec, codes: torch.Tensor, head: int) -> np.ndarray:
-    """Each codeword that `codes` [tokens, columns] names, as a key of its own:
-    [tokens, columns, head_dim] float64, zero outside its sub-vector."""
-    _, _, stages, _, sub_dim = codec.codebooks.shape
+    """Each codeword that `codes` [tokens, columns] names, as a key of its own, and the mean:
+    [tokens, columns + 1, head_dim] float64, zero outside its sub-vector."""
+    tensors = {name: tensor[head].double().numpy() for name, tensor in codec.tensors().items()}
+    _, stages, _, sub_dim = tensors["codebooks"].shape
     tokens, columns = codes.shape
-    out = np.zeros((tokens, columns, codec.spec.head_dim))
+    out = np.zeros((tokens, columns + 1, codec.spec.head_dim))
     for token, column in np.ndindex(tokens, columns):
         sub, stage = divmod(column, stages)
         part = slice(sub * sub_dim, (sub + 1) * sub_dim)
-        codeword = codec.codebooks[head, sub, stage, int(codes[token, column])].double().numpy()
-        out[token, column, part] = codeword * codec.inverse[head, part].double().numpy()
+        codeword = tensors["codebooks"][sub, stage, int(codes[token, column])]
+        out[token, column, part] = (
+            codeword * tensors["gains"][sub, stage] * tensors["inverse"][part]
+        )
+    out[:, columns] = tensors["means"] * tensors["inverse"]
     return out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -55,25 +57,35 @@ def attention(
     stages: int = 3,
     rotary: int = 16,
     rows: int = 1,
+    group: int = 2,
     spread: float = 0.3,
-) -> tuple[Tensor, ...]:
+) -> tuple[Any, ...]:
     """Arguments of ops.additive_attend but the last two; rows begin at different tokens."""
     generator = torch.Generator().manual_seed(11)
 
-    def side() -> tuple[Tensor, Tensor, Tensor]:
+    def side(largest: int) -> tuple[Tensor, Tensor]:
         shape = (batch, heads, tokens, subs * stages)
         codes = torch.randint(256, shape, generator=generator).to(torch.uint8)
         shape = (heads, subs, stages, 256, dim // subs)
-        books = torch.randint(-127, 128, shape, generator=generator).to(torch.int8)
-        return codes, books, 0.02 * torch.rand(shape[:3], generator=generator)
+        books = torch.randint(-largest, largest + 1, shape, generator=generator)
+        return codes, books.to(torch.int8)
 
-    query = spread * torch.randn(batch, heads, queries, dim, generator=generator)
+    # Stages of a group share their gain, and their codewords add up within a byte.
+    keys = side(127 // min(group, stages))
+    gains = torch.randint(1, max(2, 160 // stages), (heads, subs, stages), generator=generator)
+    gains = gains[..., torch.arange(stages) // group * group].byte()
+    means = torch.randint(-2000, 2001, (heads, dim), generator=generator).short()
+    values = side(127)
+    scales = 0.02 * torch.rand((heads, subs, stages), generator=generator)
+    query = spread / 3000 * torch.randn(batch, heads, queries, dim, generator=generator)
     frequencies = 100.0 ** -torch.linspace(0, 1, rotary // 2, dtype=torch.float64)
     shift = torch.arange(rows)[:, None] - 5  # positions may begin below zero, at padding
-    starts = (torch.arange(0, max(tokens, 1), ATTEND_BLOCK) + shift)[..., None] * frequencies
-    turns = torch.stack((starts.cos(), starts.sin()), dim=-1).flatten(-2).float()
-    angles = torch.arange(ATTEND_BLOCK)[:, None] * frequencies
-    sines = torch.stack((-angles.sin(), angles.sin()), dim=-1).flatten(-2)
-    steps = torch.cat((angles.cos().repeat_interleave(2, dim=-1), sines), dim=-1).float()
+    starts = torch.arange(0, max(tokens, 1), ATTEND_BLOCK) + shift
+
+    def turned(positions: Tensor) -> Tensor:
+        angles = positions[..., None] * frequencies
+        return torch.stack((angles.cos(), angles.sin()), dim=-2).float()
+
+    turns = turned(starts), turned(torch.arange(ATTEND_BLOCK))
     first = torch.arange(batch) * 7
-    return query, *side(), *side(), turns, steps, first
+    return query, *keys, gains, means, group, *values, scales, *turns, first

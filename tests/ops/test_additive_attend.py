@@ -35,17 +35,23 @@ def decoded(codes: Tensor, books: Tensor, scales: Tensor) -> np.ndarray:
     return out.reshape(batch, heads, tokens, subs * sub_dim)
 
 
-def by_definition(arguments: tuple[Tensor, ...], stop: int, softcap: float) -> Any:
-    """Output [batch, heads, queries, dim] and log-sum-exp [batch, heads, queries]."""
-    query, kc, kb, ks, vc, vb, vs, turns, steps, first = arguments
-    keys, values = decoded(kc, kb, ks), decoded(vc, vb, vs)
-    rotary = turns.shape[2]
-    tokens = np.arange(kc.shape[2])
-    start = naive.complex_pairs(turns.numpy())
-    step = steps[:, :rotary:2].double().numpy() + 1j * steps[:, rotary + 1 :: 2].double().numpy()
-    turn = start[:, tokens // 64] * step[tokens % 64]
+def keys_and_values(arguments: tuple[Any, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Rotated keys and values [1 or batch, heads, tokens, dim] float64."""
+    _, kc, kb, gains, means, _, vc, vb, vs, turns, steps, _ = arguments
+    keys = decoded(kc, kb, gains) + means.double().numpy()[:, None]
+    rotary, tokens = 2 * turns.shape[3], np.arange(kc.shape[2])
+    start, step = turns.double().numpy(), steps.double().numpy()
+    turn = (start[:, :, 0] + 1j * start[:, :, 1])[:, tokens // 32]
+    turn = turn * (step[:, 0] + 1j * step[:, 1])[tokens % 32]
     pairs = naive.complex_pairs(keys[..., :rotary]) * turn[:, None]
     keys[..., :rotary:2], keys[..., 1:rotary:2] = pairs.real, pairs.imag
+    return keys, decoded(vc, vb, vs)
+
+
+def by_definition(arguments: tuple[Any, ...], stop: int, softcap: float) -> Any:
+    """Output [batch, heads, queries, dim] and log-sum-exp [batch, heads, queries]."""
+    query, first = arguments[0], arguments[-1]
+    keys, values = keys_and_values(arguments)
     output = np.zeros(query.shape)
     sums = np.full(query.shape[:3], -np.inf)
     for row, head, q in np.ndindex(*query.shape[:3]):
@@ -58,6 +64,20 @@ def by_definition(arguments: tuple[Tensor, ...], stop: int, softcap: float) -> A
             output[row, head, q] = weights @ values[row, head, seen] / weights.sum()
             sums[row, head, q] = scores.max() + np.log(weights.sum())
     return output, sums
+
+
+def in_bfloat16(arguments: tuple[Any, ...], stop: int, softcap: float) -> tuple[Tensor, Tensor]:
+    """The same in PyTorch's plain low precision, scores and weights summed in float32."""
+    query, first = arguments[0].bfloat16(), arguments[-1]
+    keys, values = (torch.from_numpy(x).bfloat16() for x in keys_and_values(arguments))
+    scores = (query @ keys.transpose(-1, -2)).float()
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    tokens = torch.arange(keys.shape[2])
+    seen = (tokens < stop) & (tokens >= first[:, None])
+    scores = scores.masked_fill(~seen[:, None, None], -torch.inf)
+    weights = scores.softmax(dim=-1).nan_to_num()
+    return (weights.bfloat16() @ values).double(), scores.double().logsumexp(dim=-1)
 
 
 CASES = {
@@ -88,13 +108,13 @@ def test_it_is_attention_over_the_decoded_tokens(name: str, case: str, softcap: 
         weighted, peak, total = IMPLEMENTATIONS[name](*arguments, stop, softcap)
         want, sums = by_definition(arguments, stop, softcap)
         got = (weighted / total.clamp_min(1e-30)[..., None]).numpy()
-        # float32 scores are off by some 1e-7 of their size, weights by as much of one.
-        error = 3e-6 * max(1.0, float(peak[peak > -torch.inf].abs().max()))
-        assert np.abs(got - want).max() <= error * np.abs(want).max()
+        low, low_sums = in_bfloat16(arguments, stop, softcap)
+        share = 2.0 if name == "op" else 0.05  # PyTorch's is float32
+        assert np.abs(got - want).max() <= share * np.abs(low.numpy() - want).max()
         seen = np.isfinite(sums)
-        np.testing.assert_allclose(
-            (peak + total.log()).numpy()[seen], sums[seen], rtol=1e-5, atol=error
-        )
+        error = np.abs((peak + total.log()).numpy() - sums)[seen]
+        allowed = np.abs(low_sums.numpy() - sums)[seen]
+        assert error.max(initial=0.0) <= share * allowed.max(initial=0.0) + 1e-6
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
@@ -113,7 +133,7 @@ def test_rows_that_see_nothing(name: str) -> None:
 def test_a_view_of_a_larger_store_serves() -> None:
     arguments = list(attention(tokens=150))
     whole = ops.additive_attend(*arguments, 100, 0.0)
-    for index in (1, 4):
+    for index in (1, 6):
         arguments[index] = arguments[index][:, :, :100]
         assert not arguments[index].is_contiguous()
     for a, b in zip(whole, ops.additive_attend(*arguments, 100, 0.0), strict=True):
@@ -139,15 +159,19 @@ def test_threads_change_nothing() -> None:
         (0, torch.zeros(2, 2, 3, 16).double(), TypeError),
         (1, torch.zeros(2, 2, 50, 3).byte(), ValueError),
         (2, torch.zeros(2, 1, 3, 16, 16).char(), ValueError),
-        (3, torch.zeros(2, 3), ValueError),
-        (4, torch.zeros(2, 2, 100, 4).byte(), ValueError),
-        (7, torch.zeros(1, 1, 16), ValueError),
-        (8, torch.zeros(64, 16), ValueError),
-        (9, torch.zeros(3).long(), ValueError),
-        (9, torch.zeros(2), TypeError),
+        (3, torch.zeros(2, 3).byte(), ValueError),
+        (3, torch.zeros(2, 1, 3), TypeError),
+        (4, torch.zeros(2, 8).short(), ValueError),
+        (5, 3, ValueError),
+        (6, torch.zeros(2, 2, 100, 4).byte(), ValueError),
+        (8, torch.zeros(2, 3), ValueError),
+        (9, torch.zeros(1, 1, 2, 8), ValueError),
+        (10, torch.zeros(64, 2, 8), ValueError),
+        (11, torch.zeros(3).long(), ValueError),
+        (11, torch.zeros(2), TypeError),
     ],
 )
-def test_wrong_arguments_are_named(index: int, value: Tensor, error: type[Exception]) -> None:
+def test_wrong_arguments_are_named(index: int, value: Any, error: type[Exception]) -> None:
     arguments = list(attention())
     arguments[index] = value
     with pytest.raises(error):
@@ -157,7 +181,7 @@ def test_wrong_arguments_are_named(index: int, value: Tensor, error: type[Except
 def test_the_raw_operator_refuses_what_would_read_beyond_memory() -> None:
     arguments = attention()
     if ops.native_available():
-        for index, value in ((1, arguments[1][:, :, :50]), (7, arguments[7][:, :1])):
+        for index, value in ((1, arguments[1][:, :, :50]), (9, arguments[9][:, :1])):
             wrong = [*arguments[:index], value, *arguments[index + 1 :]]
             with pytest.raises(RuntimeError, match="additive_attend"):
                 torch.ops.commvq.additive_attend(*wrong, 100, 0.0)

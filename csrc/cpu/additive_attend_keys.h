@@ -1,0 +1,371 @@
+// Keys of attention over additive codes at one SIMD level: decoded, rotated and scored in whole
+// numbers, so that every level gives the same ones. See additive_attend.h.
+
+#if COMMVQ_X86 && COMMVQ_LANES == 16
+
+// GCC 12 warns of the unmasked forms.
+COMMVQ_INLINE __m512i interleaved_sum32(__m512i a, __m512i b) {
+  return _mm512_add_epi32(
+      _mm512_maskz_unpacklo_epi32(0xffff, a, b), _mm512_maskz_unpackhi_epi32(0xffff, a, b));
+}
+COMMVQ_INLINE __m512i interleaved_sum64(__m512i a, __m512i b) {
+  return _mm512_add_epi32(
+      _mm512_maskz_unpacklo_epi64(0xff, a, b), _mm512_maskz_unpackhi_epi64(0xff, a, b));
+}
+
+// Four vectors of 16 partial sums -> their four sums.
+COMMVQ_INLINE __m128i four_sums(__m512i a, __m512i b, __m512i c, __m512i d) {
+  const __m512i all = interleaved_sum64(interleaved_sum32(a, b), interleaved_sum32(c, d));
+  const __m256i half = _mm256_add_epi32(
+      _mm512_castsi512_si256(all), _mm512_maskz_extracti64x4_epi64(0xff, all, 1));
+  return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+struct Pairs {
+  __m512i re, im;
+};
+
+// Adds a group's gain times its codewords. Bytes are widened by the multiplication itself: a gain in
+// the low byte of a number meets the even dims, one in the high byte the odd ones.
+template <int stages, bool whole>
+COMMVQ_INLINE Pairs add_group(
+    Pairs sum,
+    const uint8_t* codes,
+    const int8_t* words,
+    int64_t sub_dim,
+    __mmask64 dims,
+    const int16_t* gains) {
+  __m512i bytes = _mm512_setzero_si512();
+  for (int stage = 0; stage < stages; ++stage) {
+    const int64_t row = stage * 256 + codes[stage];
+    const __m512i word = whole ? _mm512_loadu_si512(words + row * kPanel)
+                               : _mm512_maskz_loadu_epi8(dims, words + row * sub_dim);
+    bytes = stage == 0 ? word : _mm512_add_epi8(bytes, word);
+  }
+  return {
+      _mm512_add_epi16(sum.re, _mm512_maddubs_epi16(_mm512_loadu_si512(gains), bytes)),
+      _mm512_add_epi16(sum.im, _mm512_maddubs_epi16(_mm512_loadu_si512(gains + kHalf), bytes))};
+}
+
+// One panel of a key: `full` whole groups, if it is not 0, else as many as `head` says.
+template <int group, int full, bool whole>
+COMMVQ_INLINE Pairs decoded(
+    const uint8_t* codes,
+    const KeyHead& head,
+    const int8_t* words,
+    __mmask64 dims,
+    const int16_t* gains,
+    const int16_t* mean) {
+  const int64_t sub_dim = whole ? kPanel : head.sub_dim, step = group * 256 * sub_dim;
+  Pairs sum = {_mm512_loadu_si512(mean), _mm512_loadu_si512(mean + kHalf)};
+  if (full > 0) {
+    sum = add_group<group, whole>(sum, codes, words, sub_dim, dims, gains);
+    if (full > 1) {
+      words += step;
+      sum = add_group<group, whole>(sum, codes + group, words, sub_dim, dims, gains + kPanel);
+    }
+    if (full > 2) {
+      words += step;
+      gains += 2 * kPanel;
+      sum = add_group<group, whole>(sum, codes + 2 * group, words, sub_dim, dims, gains);
+    }
+    if (full > 3) {
+      words += step;
+      sum = add_group<group, whole>(sum, codes + 3 * group, words, sub_dim, dims, gains + kPanel);
+    }
+    return sum;
+  }
+  const int64_t rest = group == 1 ? 0 : head.stages % group, stop = head.stages - rest;
+  for (int64_t stage = 0; stage < stop; stage += group, words += step, gains += kPanel) {
+    sum = add_group<group, whole>(sum, codes + stage, words, sub_dim, dims, gains);
+  }
+  codes += stop;
+  if (rest == 1) {
+    return add_group<1, whole>(sum, codes, words, sub_dim, dims, gains);
+  }
+  if (rest == 2) {
+    return add_group<2, whole>(sum, codes, words, sub_dim, dims, gains);
+  }
+  if (rest == 3) {
+    return add_group<3, whole>(sum, codes, words, sub_dim, dims, gains);
+  }
+  return sum;
+}
+
+COMMVQ_INLINE Pairs turned(Pairs x, const int16_t* step, int64_t width) {
+  const __m512i cosine = _mm512_loadu_si512(step), sine = _mm512_loadu_si512(step + width / 2);
+  return {
+      _mm512_sub_epi16(_mm512_mulhrs_epi16(x.re, cosine), _mm512_mulhrs_epi16(x.im, sine)),
+      _mm512_add_epi16(_mm512_mulhrs_epi16(x.im, cosine), _mm512_mulhrs_epi16(x.re, sine))};
+}
+
+struct Quad {
+  __m512i rows[kQuad];
+};
+
+// Adds one panel's part of four inner products.
+template <int group, int full>
+COMMVQ_INLINE Quad add_panel(
+    Quad sums,
+    const uint8_t* codes,
+    const KeyHead& head,
+    int64_t p,
+    const int16_t* step,
+    const Quad& re,
+    const Quad& im) {
+  const int64_t book = head.stages * 256 * kPanel, gains = head.groups * kPanel;
+  Pairs key = decoded<group, full, true>(
+      codes + p * head.stages,
+      head,
+      head.words + p * book,
+      ~__mmask64{0},
+      head.gains + p * gains,
+      head.mean + p * kPanel);
+  if (head.turns[p] != 0) {
+    key = turned(key, step + p * kHalf, head.width);
+  }
+  for (int r = 0; r < kQuad; ++r) {
+    sums.rows[r] = _mm512_dpwssd_epi32(sums.rows[r], key.re, re.rows[r]);
+    sums.rows[r] = _mm512_dpwssd_epi32(sums.rows[r], key.im, im.rows[r]);
+  }
+  return sums;
+}
+
+COMMVQ_INLINE Quad query_part(const int16_t* query, int64_t width, int64_t at) {
+  Quad part;
+  for (int r = 0; r < kQuad; ++r) {
+    part.rows[r] = _mm512_loadu_si512(query + r * width + at);
+  }
+  return part;
+}
+
+// One quad of queries and one or two whole panels: queries stay in registers and keys never leave
+// them.
+template <int group, int full, int panels>
+static void score_fused(
+    const uint8_t* codes,
+    int64_t stride,
+    int64_t count,
+    const KeyHead& head,
+    const int16_t* steps,
+    const int16_t* query,
+    const float* unit,
+    float* scores,
+    int64_t tile) {
+  KeyHead own = head; // stores to scores might change what `head` refers to
+  own.width = panels * kPanel;
+  const Quad re = query_part(query, own.width, 0), im = query_part(query, own.width, kHalf);
+  const int64_t second = panels > 1 ? kPanel : 0;
+  const Quad re2 = query_part(query, own.width, second);
+  const Quad im2 = query_part(query, own.width, second + kHalf);
+  const __m128 units = _mm_loadu_ps(unit);
+  for (int64_t token = 0; token < count; ++token, codes += stride, steps += own.width) {
+    Quad sums = {};
+    sums = add_panel<group, full>(sums, codes, own, 0, steps, re, im);
+    if (panels > 1) {
+      sums = add_panel<group, full>(sums, codes, own, 1, steps, re2, im2);
+    }
+    const __m128i four = four_sums(sums.rows[0], sums.rows[1], sums.rows[2], sums.rows[3]);
+    _mm_storeu_ps(scores + token * tile, _mm_mul_ps(_mm_cvtepi32_ps(four), units));
+  }
+}
+
+template <int group, bool whole>
+static void decode_rows(
+    const uint8_t* codes,
+    int64_t stride,
+    int64_t count,
+    const KeyHead& head,
+    int64_t p,
+    const int16_t* steps,
+    int16_t* rows) {
+  const Panel panel = head.panels[p];
+  const __mmask64 dims = ~__mmask64{0} >> (kPanel - panel.count);
+  const int8_t* words = head.words + panel.sub * head.stages * 256 * head.sub_dim + panel.begin;
+  const int16_t* gains = head.gains + panel.sub * head.groups * kPanel;
+  codes += panel.sub * head.stages;
+  for (int64_t token = 0; token < count; ++token, codes += stride) {
+    Pairs key = decoded<group, 0, whole>(codes, head, words, dims, gains, head.mean + p * kPanel);
+    if (head.turns[p] != 0) {
+      key = turned(key, steps + token * head.width + p * kHalf, head.width);
+    }
+    int16_t* to = rows + token * head.width + p * kPanel;
+    _mm512_storeu_si512(to, key.re);
+    _mm512_storeu_si512(to + kHalf, key.im);
+  }
+}
+
+static void score_rows(
+    const int16_t* rows,
+    int64_t count,
+    int64_t width,
+    const int16_t* query,
+    const float* unit,
+    float* scores,
+    int64_t tile) {
+  const __m128 units = _mm_loadu_ps(unit);
+  for (int64_t token = 0; token < count; ++token, rows += width) {
+    __m512i sums[kQuad] = {};
+    for (int64_t i = 0; i < width; i += kHalf) {
+      const __m512i key = _mm512_loadu_si512(rows + i);
+      for (int r = 0; r < kQuad; ++r) {
+        sums[r] = _mm512_dpwssd_epi32(sums[r], key, _mm512_loadu_si512(query + r * width + i));
+      }
+    }
+    const __m128i four = four_sums(sums[0], sums[1], sums[2], sums[3]);
+    _mm_storeu_ps(scores + token * tile, _mm_mul_ps(_mm_cvtepi32_ps(four), units));
+  }
+}
+
+template <int group>
+static void score_group(
+    const uint8_t* codes,
+    int64_t stride,
+    int64_t count,
+    const KeyHead& head,
+    const int16_t* steps,
+    const int16_t* query,
+    int64_t rows,
+    const float* unit,
+    int16_t* keys,
+    const Scores& scores) {
+  const bool whole = head.sub_dim == kPanel;
+  if (whole && rows == kQuad && head.panel_count <= 2) {
+    // The default's geometries at one and two bits have no loop over groups.
+    const bool one = head.panel_count == 1, no_rest = head.stages % group == 0;
+    auto score = one ? score_fused<group, 0, 1> : score_fused<group, 0, 2>;
+    if (no_rest && head.groups == 2) {
+      score = one ? score_fused<group, 2, 1> : score_fused<group, 2, 2>;
+    } else if (no_rest && head.groups == 4) {
+      score = one ? score_fused<group, 4, 1> : score_fused<group, 4, 2>;
+    }
+    score(codes, stride, count, head, steps, query, unit, scores.data, scores.tile);
+    return;
+  }
+  for (int64_t p = 0; p < head.panel_count; ++p) {
+    const auto decode = whole ? decode_rows<group, true> : decode_rows<group, false>;
+    decode(codes, stride, count, head, p, steps, keys);
+  }
+  for (int64_t r = 0; r < rows; r += kQuad) {
+    float* to = scores.data + r / scores.tile * scores.tokens * scores.tile + r % scores.tile;
+    score_rows(keys, count, head.width, query + r * head.width, unit + r, to, scores.tile);
+  }
+}
+
+static void score_keys(
+    const uint8_t* codes,
+    int64_t stride,
+    int64_t count,
+    const KeyHead& head,
+    const int16_t* steps,
+    const int16_t* query,
+    int64_t rows,
+    const float* unit,
+    int16_t* keys,
+    const Scores& scores) {
+  const auto score = head.group == 4 ? score_group<4>
+      : head.group == 2              ? score_group<2>
+                                     : score_group<1>;
+  score(codes, stride, count, head, steps, query, rows, unit, keys, scores);
+}
+
+#else
+
+// (a * b + 2^14) >> 15
+COMMVQ_INLINE int16_t scaled(int16_t a, int16_t b) {
+  return static_cast<int16_t>((static_cast<int32_t>(a) * b + 0x4000) >> 15);
+}
+
+// Adds `gain` times the sum of a group's codewords to the two halves of a panel. Loops over kHalf or
+// over bytes: the compiler makes vectors of them.
+COMMVQ_INLINE void add_group(
+    const uint8_t* codes,
+    const int8_t* words,
+    int64_t stages,
+    int64_t sub_dim,
+    int64_t dims,
+    int16_t gain,
+    int16_t* panel) {
+  alignas(64) int8_t sum[kPanel] = {};
+  for (int64_t stage = 0; stage < stages; ++stage) {
+    const int8_t* word = words + (stage * 256 + codes[stage]) * sub_dim;
+    for (int64_t dim = 0; dim < dims; ++dim) {
+      sum[dim] = static_cast<int8_t>(sum[dim] + word[dim]);
+    }
+  }
+  for (int64_t i = 0; i < kHalf; ++i) {
+    panel[i] = static_cast<int16_t>(panel[i] + gain * sum[2 * i]);
+    panel[kHalf + i] = static_cast<int16_t>(panel[kHalf + i] + gain * sum[2 * i + 1]);
+  }
+}
+
+template <bool whole>
+COMMVQ_INLINE void decode_panel(
+    const uint8_t* codes,
+    const KeyHead& head,
+    int64_t p,
+    int16_t* to) {
+  const Panel panel = head.panels[p];
+  const int64_t sub_dim = whole ? kPanel : head.sub_dim, dims = whole ? kPanel : panel.count;
+  const int8_t* words = head.words + panel.sub * head.stages * 256 * sub_dim + panel.begin;
+  const int16_t* gains = head.gains + panel.sub * head.groups * kPanel;
+  for (int64_t i = 0; i < kPanel; ++i) {
+    to[i] = head.mean[p * kPanel + i];
+  }
+  for (int64_t stage = 0; stage < head.stages; stage += head.group, gains += kPanel) {
+    const int64_t left = head.stages - stage, stages = left < head.group ? left : head.group;
+    const int8_t* own = words + stage * 256 * sub_dim;
+    add_group(codes + stage, own, stages, sub_dim, dims, gains[0], to);
+  }
+}
+
+COMMVQ_INLINE void turn_panel(int16_t* panel, const int16_t* cosine, const int16_t* sine) {
+  for (int64_t i = 0; i < kHalf; ++i) {
+    const int16_t re = panel[i], im = panel[kHalf + i];
+    panel[i] = static_cast<int16_t>(scaled(re, cosine[i]) - scaled(im, sine[i]));
+    panel[kHalf + i] = static_cast<int16_t>(scaled(im, cosine[i]) + scaled(re, sine[i]));
+  }
+}
+
+static void score_keys(
+    const uint8_t* codes,
+    int64_t stride,
+    int64_t count,
+    const KeyHead& head,
+    const int16_t* steps,
+    const int16_t* query,
+    int64_t rows,
+    const float* unit,
+    int16_t* keys,
+    const Scores& scores) {
+  const int64_t width = head.width;
+  for (int64_t p = 0; p < head.panel_count; ++p) {
+    const uint8_t* code = codes + head.panels[p].sub * head.stages;
+    for (int64_t token = 0; token < count; ++token, code += stride) {
+      int16_t* to = keys + token * width + p * kPanel;
+      if (head.sub_dim == kPanel) {
+        decode_panel<true>(code, head, p, to);
+      } else {
+        decode_panel<false>(code, head, p, to);
+      }
+      if (head.turns[p] != 0) {
+        const int16_t* step = steps + token * width + p * kHalf;
+        turn_panel(to, step, step + width / 2);
+      }
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    const int16_t* one = query + r * width;
+    float* to = scores.data + r / scores.tile * scores.tokens * scores.tile + r % scores.tile;
+    for (int64_t token = 0; token < count; ++token) {
+      const int16_t* key = keys + token * width;
+      uint32_t sum = 0; // wraps, as vectors do, where the caller broke the promise
+      for (int64_t i = 0; i < width; ++i) {
+        sum += static_cast<uint32_t>(static_cast<int32_t>(key[i]) * one[i]);
+      }
+      to[token * scores.tile] = static_cast<float>(static_cast<int32_t>(sum)) * unit[r];
+    }
+  }
+}
+
+#endif
