@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from commvq_core.codecs.additive import AdditiveCodec, AdditiveConfig
-from commvq_core.codecs.key_books import KeyBooks
-from commvq_core.codecs.value_books import ValueBooks
 from commvq_core.codecs.base import SideSpec
 from commvq_core.codecs.digest import LayerCodecs
+from commvq_core.codecs.key_books import KeyBooks
+from commvq_core.codecs.value_books import ValueBooks
 from commvq_core.errors import InputError
 from commvq_core.models import AttentionSpec
 from commvq_core.rope import Rotary

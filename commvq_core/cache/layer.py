@@ -1,9 +1,10 @@
 """One layer's cache: codes for old tokens, exact keys and values for sinks and the newest ones.
 
 The life of a token: `update` appends it to the exact window; once a batch of tokens has `window`
-newer ones behind it, they are un-rotated, encoded and dropped from the window. Codes are append-only: a token is
-encoded once and never again. Slot s of the codes is token s of the sequence, sinks included; a
-sink's code is stored too (so that slots stay aligned) but attention uses its exact copy.
+newer ones behind it, they are un-rotated, encoded and dropped from the window. Codes are
+append-only: a token is encoded once and never again. Slot s of the codes is token s of the
+sequence, sinks included; a sink's code is stored too (so that slots stay aligned) but attention
+uses its exact copy.
 """
 
 from __future__ import annotations

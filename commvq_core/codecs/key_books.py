@@ -66,7 +66,8 @@ class KeyBooks:
         return numbers * self.inverse[:, None]
 
     def to(self, device: torch.device | str) -> KeyBooks:
-        return KeyBooks(*(tensor.to(device) for tensor in self.held), group=self.group)
+        words, gains, means, spread, inverse = (tensor.to(device) for tensor in self.held)
+        return KeyBooks(words, gains, means, spread, inverse, self.group)
 
     def tensors(self) -> dict[str, Tensor]:
         return {

@@ -1,7 +1,7 @@
-// Attention of a few queries over the tokens whose keys and values are additive codes. No decoded key
-// outlives kTurn tokens and no value is ever decoded: softmax weights are collected in bins, one for
-// each codeword. Tokens are split into chunks that threads share; every chunk gives a softmax of its
-// own, and the chunks are merged in their order.
+// Attention of a few queries over the tokens whose keys and values are additive codes. No decoded
+// key outlives kTurn tokens and no value is ever decoded: softmax weights are collected in bins,
+// one for each codeword. Tokens are split into chunks that threads share; every chunk gives a
+// softmax of its own, and the chunks are merged in their order.
 #include "cpu/additive_attend.h"
 #include "common/buffer.h"
 #include "cpu/additive_attend_plan.h"
@@ -27,9 +27,9 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kMostRows = 16;   // query rows that are binned together
+constexpr int64_t kMostRows = 16;    // query rows that are binned together
 constexpr int64_t kScores = 1 << 13; // of a part's tokens and rows, so that they stay in L2
-constexpr int64_t kJobs = 16;       // that tokens are split into, if there are enough
+constexpr int64_t kJobs = 16;        // that tokens are split into, if there are enough
 constexpr int64_t kLeastChunk = 4096;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
@@ -97,8 +97,8 @@ struct Attend {
   }
 
   // scores [tiles, some, tile] of the tokens [at, at + count), `some` >= count.
-  void score(int64_t row, int64_t head, int64_t at, int64_t count, int64_t some, const Room& room)
-      const {
+  void score(
+      int64_t row, int64_t head, int64_t at, int64_t count, int64_t some, const Room& room) const {
     const int64_t end = at + count, width = plan.width, half = width / 2;
     const KeyHead keys = plan.of(head);
     const float* turning = turns + (turn_rows == 1 ? 0 : row) * blocks * 2 * plan.pairs;

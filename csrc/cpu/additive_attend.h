@@ -1,9 +1,9 @@
 // Contracts of the kernels of attention over additive codes.
 //
 // Keys are whole numbers: a stage's codewords are int8, and a key is the sum of `gain` times
-// codeword over its stages, plus a mean, in int16. A row of int16 is cut into panels of kPanel; each
-// holds up to kPanel neighbouring dims of one sub-vector, first the even dims (the real parts of
-// pairs), then the odd ones, with zeros behind each half.
+// codeword over its stages, plus a mean, in int16. A row of int16 is cut into panels of kPanel;
+// each holds up to kPanel neighbouring dims of one sub-vector, first the even dims (the real parts
+// of pairs), then the odd ones, with zeros behind each half.
 #pragma once
 
 #include <cstdint>
@@ -27,10 +27,10 @@ struct KeyHead {
   int64_t panel_count, width; // of a row: kPanel * panel_count
   const Panel* panels;
   int64_t sub_dim, stages, group, groups;
-  const int8_t* words;   // [subs, stages, 256, sub_dim]
-  const int16_t* gains;  // [subs, groups, kPanel]: gain kHalf times, then gain * 256 kHalf times
-  const int16_t* mean;   // [width]
-  const uint8_t* turns;  // [panel_count]: whether any dim of the panel rotates
+  const int8_t* words;  // [subs, stages, 256, sub_dim]
+  const int16_t* gains; // [subs, groups, kPanel]: gain kHalf times, then gain * 256 kHalf times
+  const int16_t* mean;  // [width]
+  const uint8_t* turns; // [panel_count]: whether any dim of the panel rotates
 };
 
 // Where scores go: row r of token t to [r / tile, t, r % tile] of an array [.., tokens, tile].
@@ -50,10 +50,10 @@ struct AttendKernels {
       const float* sines,
       int16_t* turned);
 
-  // Scores `count` <= kTurn tokens, whose codes lie `stride` bytes apart: decodes their keys, rotates
-  // them by `steps` (a token's cosines [width / 2], then sines, in units of 2^-15) and multiplies
-  // them with `rows` queries, a multiple of kQuad; a score is unit[row] times that. `keys` is room
-  // for kTurn rows.
+  // Scores `count` <= kTurn tokens, whose codes lie `stride` bytes apart: decodes their keys,
+  // rotates them by `steps` (a token's cosines [width / 2], then sines, in units of 2^-15) and
+  // multiplies them with `rows` queries, a multiple of kQuad; a score is unit[row] times that.
+  // `keys` is room for kTurn rows.
   void (*score)(
       const uint8_t* codes,
       int64_t stride,

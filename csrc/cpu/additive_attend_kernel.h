@@ -24,7 +24,8 @@ COMMVQ_INLINE Lanes widen(const int8_t* from) {
 }
 
 typedef int16_t Shorts __attribute__((vector_size(2 * COMMVQ_LANES)));
-typedef int16_t ShortsInMemory __attribute__((vector_size(2 * COMMVQ_LANES), aligned(2), may_alias));
+typedef int16_t ShortsInMemory
+    __attribute__((vector_size(2 * COMMVQ_LANES), aligned(2), may_alias));
 
 // Stores them as the nearest whole numbers; they are within int16's range.
 COMMVQ_INLINE void store_rounded(int16_t* to, Lanes x) {

@@ -16,8 +16,8 @@ COMMVQ_INLINE __m512i interleaved_sum64(__m512i a, __m512i b) {
 // Four vectors of 16 partial sums -> their four sums.
 COMMVQ_INLINE __m128i four_sums(__m512i a, __m512i b, __m512i c, __m512i d) {
   const __m512i all = interleaved_sum64(interleaved_sum32(a, b), interleaved_sum32(c, d));
-  const __m256i half = _mm256_add_epi32(
-      _mm512_castsi512_si256(all), _mm512_maskz_extracti64x4_epi64(0xff, all, 1));
+  const __m256i half =
+      _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_maskz_extracti64x4_epi64(0xff, all, 1));
   return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
@@ -25,8 +25,8 @@ struct Pairs {
   __m512i re, im;
 };
 
-// Adds a group's gain times its codewords. Bytes are widened by the multiplication itself: a gain in
-// the low byte of a number meets the even dims, one in the high byte the odd ones.
+// Adds a group's gain times its codewords. Bytes are widened by the multiplication itself: a gain
+// in the low byte of a number meets the even dims, one in the high byte the odd ones.
 template <int stages, bool whole>
 COMMVQ_INLINE Pairs add_group(
     Pairs sum,
@@ -263,9 +263,9 @@ static void score_keys(
     const float* unit,
     int16_t* keys,
     const Scores& scores) {
-  const auto score = head.group == 4 ? score_group<4>
-      : head.group == 2              ? score_group<2>
-                                     : score_group<1>;
+  const auto score = head.group == 4   ? score_group<4>
+                     : head.group == 2 ? score_group<2>
+                                       : score_group<1>;
   score(codes, stride, count, head, steps, query, rows, unit, keys, scores);
 }
 
@@ -276,8 +276,8 @@ COMMVQ_INLINE int16_t scaled(int16_t a, int16_t b) {
   return static_cast<int16_t>((static_cast<int32_t>(a) * b + 0x4000) >> 15);
 }
 
-// Adds `gain` times the sum of a group's codewords to the two halves of a panel. Loops over kHalf or
-// over bytes: the compiler makes vectors of them.
+// Adds `gain` times the sum of a group's codewords to the two halves of a panel. Loops over kHalf
+// or over bytes: the compiler makes vectors of them.
 COMMVQ_INLINE void add_group(
     const uint8_t* codes,
     const int8_t* words,
@@ -300,11 +300,7 @@ COMMVQ_INLINE void add_group(
 }
 
 template <bool whole>
-COMMVQ_INLINE void decode_panel(
-    const uint8_t* codes,
-    const KeyHead& head,
-    int64_t p,
-    int16_t* to) {
+COMMVQ_INLINE void decode_panel(const uint8_t* codes, const KeyHead& head, int64_t p, int16_t* to) {
   const Panel panel = head.panels[p];
   const int64_t sub_dim = whole ? kPanel : head.sub_dim, dims = whole ? kPanel : panel.count;
   const int8_t* words = head.words + panel.sub * head.stages * 256 * sub_dim + panel.begin;

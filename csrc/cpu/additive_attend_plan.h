@@ -15,8 +15,8 @@ constexpr double kMostKey = 23000.0;
 
 struct KeyPlan {
   int64_t heads, subs, stages, sub_dim, group, groups, pairs, panel_count, width;
-  const int8_t* words;     // [heads, subs, stages, 256, sub_dim]
-  bool plain;              // panels hold a head's dims without gaps, and all of them rotate
+  const int8_t* words; // [heads, subs, stages, 256, sub_dim]
+  bool plain;          // panels hold a head's dims without gaps, and all of them rotate
   Buffer<Panel> panels;
   Buffer<int32_t> places;  // [subs * sub_dim]: where a dim goes in a row
   Buffer<int16_t> means;   // [heads, width]
@@ -24,8 +24,8 @@ struct KeyPlan {
   Buffer<int16_t> gains;   // [heads * subs, groups, kPanel]
   Buffer<uint8_t> turning; // [panel_count]
 
-  // `gain` [heads, subs, stages] is every stage's, `mean` [heads, dim]; `step` [kTurn, 2, pairs] are
-  // cosines and sines of the pairs that rotate.
+  // `gain` [heads, subs, stages] is every stage's, `mean` [heads, dim]; `step` [kTurn, 2, pairs]
+  // are cosines and sines of the pairs that rotate.
   KeyPlan(
       int64_t heads,
       int64_t subs,

@@ -42,7 +42,7 @@ namespace commvq::avx2 {
 
 #define COMMVQ_LANES 16
 #if defined(__clang__)
-#pragma clang attribute push(                                                    \
+#pragma clang attribute push(                                                               \
     __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,bmi2"))), \
     apply_to = function)
 #else

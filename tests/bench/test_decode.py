@@ -63,9 +63,10 @@ def test_every_implementation_attends_to_the_same_tokens(bits: float, batch: int
         got = contender.calls[0](query)
         assert got.shape == query.shape, name
         # bfloat16 keeps 8 bits, and scores of some units multiply its error.
-        exact = name.startswith("commvq") or name.endswith("fp32")
+        # Ours rounds queries to 13 bits of their norm and rotates in 16.
+        most = 1e-5 if name.endswith("fp32") else 5e-3 if name.startswith("commvq") else 0.05
         error = np.abs(got.double().numpy() - want).max() / np.abs(want).max()
-        assert error < (1e-5 if exact else 0.05), name
+        assert error < most, name
     if quantized is not None:
         assert quantized.calls[0](query).shape == query.shape
 
