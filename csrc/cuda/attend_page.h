@@ -22,12 +22,19 @@ COMMVQ_HD Span span_of(const AttendArguments& a, int64_t unit, int64_t split) {
   return {begin, end};
 }
 
-// The i-th tile of a warp: warps take runs of kRun tiles in turn.
+// The tiles of a warp: warps take runs of kRun tiles in turn.
 template <int kRun, int kWarps>
-COMMVQ_HD int64_t tile_token(const Span& span, int warp, int64_t i) {
-  constexpr int64_t tokens = kRun * kTile;
-  return (span.begin / tokens + warp + i / kRun * kWarps) * tokens + i % kRun * kTile;
-}
+struct Tiles {
+  int64_t start; // the first token
+  int place = 0; // of the tile in its run
+
+  COMMVQ_HD Tiles(const Span& span, int warp)
+      : start((span.begin / (kRun * kTile) + warp) * (kRun * kTile)) {}
+  COMMVQ_HD void advance() {
+    place = place + 1 == kRun ? 0 : place + 1;
+    start += place == 0 ? ((kWarps - 1) * kRun + 1) * kTile : kTile;
+  }
+};
 
 // A slice of the codewords of some stages of one sub-vector.
 template <int kWords>

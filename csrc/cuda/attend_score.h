@@ -31,6 +31,7 @@ struct ScoreBlock {
   const ScoreShared& shared;
   int64_t unit, row, head, split, tile;
   Span span;
+  int rows;      // of queries that there are
   float* scores; // of the unit and tile
 
   COMMVQ_HD static void run(
@@ -47,12 +48,13 @@ struct ScoreBlock {
         split,
         tile,
         span_of(a, unit, split),
+        rows_of(a, tile),
         a.scores + (local_unit * tiles + tile) * a.stop * a.score_rows};
     block.run();
   }
 
  private:
-  COMMVQ_HD int rows() const {
+  COMMVQ_HD static int rows_of(const AttendArguments& a, int64_t tile) {
     const int64_t left = a.queries - tile * kAllRows;
     return static_cast<int>(left < kAllRows ? left : kAllRows);
   }
@@ -87,7 +89,7 @@ struct ScoreBlock {
     each_thread<kThreads>([&](int thread) {
       for (int i = thread; i < kAllRows * kWidth; i += kThreads) {
         const int r = i / kWidth, d = i % kWidth;
-        const bool real = r < rows() && d < page.width();
+        const bool real = r < rows && d < page.width();
         shared.query[i] = real ? own[r * a.dim + page.dim() + d] * shared.page.facts->unit : 0.0f;
       }
       for (int i = thread; i < kTurnBlock * kWidth / 2; i += kThreads) {
@@ -118,24 +120,21 @@ struct ScoreBlock {
   // Thread 4 * g + t takes part t of tokens g and g + 8, and of query row g of every 8.
   COMMVQ_HD void score_tokens(
       const Page<kWords>& page, int warp, bool first_page, bool last_page, All& registers) const {
-    if (tile_token<kRun, kWarps>(span, warp, 0) >= span.end) {
-      return;
-    }
+    Tiles<kRun, kWarps> tiles(span, warp);
     each_lane(warp, [&](int thread) {
       Registers& own = registers[thread];
-      const int64_t start = tile_token<kRun, kWarps>(span, warp, 0);
+      const int64_t start = tiles.start;
       for (int half = 0; half < 2; ++half) {
         own.codes[half] = page.codes_of(start + token_of(thread) + 8 * half, span.end);
         own.ahead[half] = page.four_codes(own.codes[half], 0);
       }
     });
-    for (int64_t i = 0;; ++i) {
-      const int64_t start = tile_token<kRun, kWarps>(span, warp, i);
-      if (start >= span.end) {
-        break;
-      }
-      const int64_t next = tile_token<kRun, kWarps>(span, warp, i + 1);
-      if (i % kRun == 0) {
+    while (tiles.start < span.end) {
+      const int64_t start = tiles.start;
+      const bool new_run = tiles.place == 0;
+      tiles.advance();
+      const int64_t next = tiles.start;
+      if (new_run) {
         each_lane(warp, [&](int thread) {
           turn_queries(page, start / kTurnBlock, thread, registers[thread]);
         });
@@ -228,7 +227,7 @@ struct ScoreBlock {
       COMMVQ_UNROLL
       for (int j = 0; j < 4; ++j) {
         const int r = n * kRows + thread % 4 * 2 + j % 2;
-        if (token + j / 2 * 8 >= end || r >= rows()) {
+        if (token + j / 2 * 8 >= end || r >= rows) {
           continue;
         }
         float& kept = place[j / 2 * 8 * row_step + n * kRows + j % 2];
@@ -267,7 +266,7 @@ struct ScoreBlock {
     });
     sync_block();
     each_thread<kThreads>([&](int thread) {
-      if (thread < rows()) {
+      if (thread < rows) {
         float peak = -infinity();
         for (int warp = 0; warp < kWarps; ++warp) {
           peak = larger(shared.joined[warp * kAllRows + thread], peak);

@@ -33,6 +33,7 @@ struct ValueBlock {
   const ValueShared& shared;
   int64_t unit, row, head, split, tile;
   Span span;
+  int rows; // of queries that there are
   const float* scores;
 
   COMMVQ_HD static void run(
@@ -49,6 +50,7 @@ struct ValueBlock {
         split,
         tile,
         span_of(a, unit, split),
+        rows_of(a, tile),
         a.scores + (local_unit * tiles + tile) * a.stop * a.score_rows};
     if (block.span.begin < block.span.end) {
       block.run();
@@ -56,7 +58,7 @@ struct ValueBlock {
   }
 
  private:
-  COMMVQ_HD int rows() const {
+  COMMVQ_HD static int rows_of(const AttendArguments& a, int64_t tile) {
     const int64_t left = a.queries - tile * kAllRows;
     return static_cast<int>(left < kAllRows ? left : kAllRows);
   }
@@ -69,7 +71,7 @@ struct ValueBlock {
     All registers;
     each_thread<kThreads>([&](int thread) {
       if (thread < kAllRows) {
-        shared.peaks[thread] = thread < rows() ? a.peaks[place() + thread] : 0.0f;
+        shared.peaks[thread] = thread < rows ? a.peaks[place() + thread] : 0.0f;
       }
     });
     const int pages = Page<kWords>::number(a.values);
@@ -86,6 +88,7 @@ struct ValueBlock {
   }
 
   COMMVQ_HD void add_tokens(const Page<kWords>& page, int warp, All& registers) const {
+    Tiles<1, kWarps> tiles(span, warp);
     each_lane(warp, [&](int thread) {
       Registers& own = registers[thread];
       COMMVQ_UNROLL
@@ -96,18 +99,16 @@ struct ValueBlock {
           own.sum[n][j / 4][j % 4] = 0.0f;
         }
       }
-      const int64_t start = tile_token<1, kWarps>(span, warp, 0);
+      const int64_t start = tiles.start;
       for (int half = 0; half < 2; ++half) {
         own.codes[half] = page.codes_of(start + thread % kWarp / 4 + 8 * half, span.end);
         own.ahead[half] = page.four_codes(own.codes[half], 0);
       }
     });
-    for (int64_t i = 0;; ++i) {
-      const int64_t start = tile_token<1, kWarps>(span, warp, i);
-      if (start >= span.end) {
-        break;
-      }
-      const int64_t next = tile_token<1, kWarps>(span, warp, i + 1);
+    while (tiles.start < span.end) {
+      const int64_t start = tiles.start;
+      tiles.advance();
+      const int64_t next = tiles.start;
       each_lane(warp, [&](int thread) {
         Registers& own = registers[thread];
         weigh(start, thread, own);
@@ -159,7 +160,7 @@ struct ValueBlock {
       for (int j = 0; j < 4; ++j) {
         const int beyond = j / 2 * 8 + j % 2;
         weight[j] = 0.0f;
-        if (r < rows() && token + beyond >= begin && token + beyond < end) {
+        if (r < rows && token + beyond >= begin && token + beyond < end) {
           const float below = place[beyond * row_step + n * kRows] - shared.peaks[r];
           weight[j] = power_of_two(below * kLog2E + kWeightBits);
         }
@@ -189,7 +190,7 @@ struct ValueBlock {
     });
     sync_block();
     each_thread<kThreads>([&](int thread) {
-      if (thread < rows()) {
+      if (thread < rows) {
         float total = 0.0f;
         for (int warp = 0; warp < kWarps; ++warp) {
           total += shared.joined[warp * kAllRows + thread];
@@ -226,7 +227,7 @@ struct ValueBlock {
     }
     const float worth = shared.page.facts->unit * power_of_two(-kWeightBits);
     each_thread<kThreads>([&](int thread) {
-      for (int i = thread; i < rows() * page.width(); i += kThreads) {
+      for (int i = thread; i < rows * page.width(); i += kThreads) {
         const int r = i / page.width(), d = i % page.width();
         float& sum = a.sums[(place() + r) * a.dim + page.dim() + d];
         const float missed = shared.page.facts->missed * shared.totals[r];
