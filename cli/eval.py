@@ -17,7 +17,7 @@ def command(
         typer.Option(
             metavar="TASK",
             help="perplexity, divergence (from fp16), niah (a needle in a haystack), kv (one of "
-            "many facts), passkey, ruler, longbench or infinitebench.",
+            "many facts), passkey, ruler, gsm8k, longbench or infinitebench.",
             show_default=False,
         ),
     ],

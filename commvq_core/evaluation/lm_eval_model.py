@@ -67,6 +67,8 @@ class CommVQLM(HFLM):
         if not str(batch_size).isdecimal():
             raise InputError(f"batch_size {batch_size}", "give a number of rows")
         if isinstance(pretrained, str):
+            if device.startswith("cuda") and not torch.cuda.is_available():
+                device = "auto"  # lm-eval asks for cuda:0 unless it is told otherwise
             loaded = load_model(pretrained, device=device, dtype=dtype)
             pretrained, tokenizer = loaded.model, loaded.tokenizer
         super().__init__(

@@ -38,6 +38,12 @@ _COLUMNS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
         "the paper's 8": lambda metrics: metrics.get("score_paper8"),
     },
     "infinitebench": {"score": lambda metrics: metrics["score"]},
+    "gsm8k": {
+        "exact match %": lambda metrics: 100 * metrics["exact_match"],
+        "of those fp16 got right %": lambda metrics: (
+            None if metrics["kept"] is None else 100 * metrics["kept"]
+        ),
+    },
 }
 
 

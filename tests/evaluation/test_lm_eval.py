@@ -157,10 +157,12 @@ def test_the_class_is_registered_and_takes_its_arguments_as_text(
     assert get_model("commvq") is CommVQLM
     model = CommVQLM.create_from_arg_string(
         f"pretrained={tiny_model_dir},codebook={tiny_artifact},window=16,sinks=2,device=cpu",
-        {"batch_size": 1, "max_batch_size": None, "device": None},
+        {"batch_size": 1, "max_batch_size": None, "device": None},  # None: left out
     )
     asked = requests("loglikelihood", PAIRS[:1])
     assert model.loglikelihood(asked)[0][0] < 0
+    if not torch.cuda.is_available():  # what lm-eval's command line asks for by default
+        CommVQLM(str(tiny_model_dir), str(tiny_artifact), device="cuda:0")
     with pytest.raises(InputError, match="no codebook"):
         CommVQLM(str(tiny_model_dir))
 

@@ -8,6 +8,7 @@ from commvq_core.errors import InputError
 from commvq_core.evaluation.options import EvalOptions
 from commvq_core.evaluation.tasks.base import Task
 from commvq_core.evaluation.tasks.divergence import Divergence
+from commvq_core.evaluation.tasks.gsm8k import GSM8K
 from commvq_core.evaluation.tasks.infinitebench import InfiniteBench
 from commvq_core.evaluation.tasks.kv import KeyValue
 from commvq_core.evaluation.tasks.longbench import LongBench
@@ -22,7 +23,7 @@ TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (
         *(Perplexity, Divergence, Needle, KeyValue, LongBench, InfiniteBench),
-        *(Passkey, Ruler),
+        *(Passkey, Ruler, GSM8K),
     )
 }
 

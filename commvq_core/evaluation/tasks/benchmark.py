@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -174,6 +174,10 @@ class BenchmarkTask(Task):
             self.reference(name, row),
         )
 
+    def ends(self, name: str) -> Callable[[str], bool] | None:
+        """When an answer has all that its score depends on, and decoding may end; None: never."""
+        return _has_first_line if self.parts[name].first_line else None
+
     def room(self, name: str) -> int | None:
         """How many tokens a prompt may have; None for as many as there are."""
         return None if self._max_length is None else self._max_length - self._new_tokens(name)
@@ -226,7 +230,7 @@ class BenchmarkTask(Task):
                 cache,
                 prompts,
                 examples[0].max_new_tokens,
-                until=_has_first_line if first_line else None,
+                until=self.ends(examples[0].part),
             )
         predictions = [text.lstrip("\n").split("\n")[0] if first_line else text for text in texts]
         return [
