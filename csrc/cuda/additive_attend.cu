@@ -71,12 +71,11 @@ Kernel value_kernel(int words) {
   }
 }
 
-// `tiles` = rows of queries / 8 that a block takes.
+// A side without its scales, gains and means; `tiles` = rows of queries / 8 that a block takes.
 template <class Layout>
 AttendSide side_of(
     const Tensor& codes,
     const Tensor& books,
-    const Tensor& scales,
     int64_t batch,
     int64_t heads,
     int64_t dim,
@@ -86,39 +85,38 @@ AttendSide side_of(
   STD_TORCH_CHECK(
       codes.scalar_type() == ScalarType::Byte && codes.dim() == 4 && codes.size(0) == batch &&
           codes.size(1) == heads && codes.size(2) >= stop,
-      "additive_attend: codes must be uint8 [batch, heads, at least stop, bytes]");
+      "additive_attend: codes must be uint8 [batch, heads, at least stop, subs * stages]");
   STD_TORCH_CHECK(
       books.scalar_type() == ScalarType::Char && books.dim() == 5 && books.size(0) == heads &&
           books.size(3) == kCodewords && books.size(1) * books.size(4) == dim &&
           books.is_contiguous(),
       "additive_attend: books must be contiguous int8 [heads, subs, stages, 256, sub_dim]");
   STD_TORCH_CHECK(
-      scales.scalar_type() == ScalarType::Float && scales.is_contiguous() &&
-          scales.numel() == heads * books.size(1) * books.size(2),
-      "additive_attend: scales must be contiguous float32 [heads, subs, stages]");
-  STD_TORCH_CHECK(
       codes.size(3) == books.size(1) * books.size(2) && codes.stride(3) == 1,
       "additive_attend: a token has one byte for each sub-vector and stage");
   STD_TORCH_CHECK(
-      books.size(4) % 2 == 0 && books.size(2) >= 1 && books.size(2) <= kMostStages,
-      "additive_attend: on a GPU sub-vectors have an even number of dims and 1 to 256 stages");
-  const int subs = static_cast<int>(books.size(1)), stages = static_cast<int>(books.size(2));
-  const int sub_dim = static_cast<int>(books.size(4));
-  const int page = stages_a_page<Layout>(
-      stages, slice_width(sub_dim) / kSliceStep, tiles, warps_for(tiles), shared_memory);
-  STD_TORCH_CHECK(page > 0, "additive_attend: this GPU has too little shared memory");
-  return {
-      codes.const_data_ptr<uint8_t>(),
-      codes.stride(0),
-      codes.stride(1),
-      codes.stride(2),
-      books.const_data_ptr<int8_t>(),
-      scales.const_data_ptr<float>(),
-      subs,
-      stages,
-      sub_dim,
-      slices_of(sub_dim),
-      page};
+      books.size(2) >= 1 && books.size(2) <= kMostStages,
+      "additive_attend: on a GPU a sub-vector has 1 to 256 stages");
+  AttendSide side = {};
+  side.codes = codes.const_data_ptr<uint8_t>();
+  side.batch_stride = codes.stride(0);
+  side.head_stride = codes.stride(1);
+  side.token_stride = codes.stride(2);
+  side.books = books.const_data_ptr<int8_t>();
+  side.subs = static_cast<int>(books.size(1));
+  side.stages = static_cast<int>(books.size(2));
+  side.sub_dim = static_cast<int>(books.size(4));
+  side.slices = slices_of(side.sub_dim);
+  side.page = stages_a_page<Layout>(
+      side.stages, slice_width(side.sub_dim) / kSliceStep, tiles, warps_for(tiles), shared_memory);
+  STD_TORCH_CHECK(side.page > 0, "additive_attend: this GPU has too little shared memory");
+  return side;
+}
+
+// Whether a tensor is contiguous, of a type, and has one element for each head, sub and stage.
+bool fits_stages(const Tensor& tensor, ScalarType type, const Tensor& books) {
+  return tensor.scalar_type() == type && tensor.is_contiguous() &&
+         tensor.numel() == books.size(0) * books.size(1) * books.size(2);
 }
 
 // Scores and sums of all units, as many at a time as the scores' memory allows.
@@ -157,7 +155,9 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
     const Tensor& query,
     const Tensor& key_codes,
     const Tensor& key_books,
-    const Tensor& key_scales,
+    const Tensor& key_gains,
+    const Tensor& key_means,
+    int64_t /*key_group*/, // sums are in half precision and need no groups
     const Tensor& value_codes,
     const Tensor& value_books,
     const Tensor& value_scales,
@@ -173,15 +173,15 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
   const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2);
   const int64_t dim = query.size(3), units = batch * heads;
   STD_TORCH_CHECK(
-      turns.scalar_type() == ScalarType::Float && turns.dim() == 3 && turns.size(2) <= dim &&
-          turns.size(2) % 2 == 0 && (turns.size(0) == 1 || turns.size(0) == batch) && stop >= 0 &&
+      turns.scalar_type() == ScalarType::Float && turns.dim() == 4 && turns.size(2) == 2 &&
+          2 * turns.size(3) <= dim && (turns.size(0) == 1 || turns.size(0) == batch) && stop >= 0 &&
           turns.size(1) * kTurnBlock >= stop,
-      "additive_attend: turns must be float32 [1 or batch, a block of 64 tokens, rotary_dim]");
-  const int64_t rotary = turns.size(2);
+      "additive_attend: turns must be float32 [1 or batch, blocks of 32 tokens, 2, pairs]");
+  const int64_t pairs = turns.size(3);
   STD_TORCH_CHECK(
-      steps.scalar_type() == ScalarType::Float && steps.dim() == 2 && steps.size(0) == kTurnBlock &&
-          steps.size(1) == 2 * rotary,
-      "additive_attend: steps must be float32 [64, 2 * rotary_dim]");
+      steps.scalar_type() == ScalarType::Float && steps.dim() == 3 && steps.size(0) == kTurnBlock &&
+          steps.size(1) == 2 && steps.size(2) == pairs,
+      "additive_attend: steps must be float32 [32, 2, pairs]");
   STD_TORCH_CHECK(
       first.scalar_type() == ScalarType::Long && first.dim() == 1 && first.size(0) == batch,
       "additive_attend: first must be int64 [batch]");
@@ -190,7 +190,8 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
       "additive_attend",
       {&key_codes,
        &key_books,
-       &key_scales,
+       &key_gains,
+       &key_means,
        &value_codes,
        &value_books,
        &value_scales,
@@ -211,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
   a.heads = heads;
   a.queries = queries;
   a.dim = dim;
-  a.rotary = rotary;
+  a.pairs = pairs;
   a.stop = stop;
   a.turn_rows = t.size(0);
   a.turn_blocks = t.size(1);
@@ -220,10 +221,21 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
   a.steps = s.const_data_ptr<float>();
   a.first = f.const_data_ptr<int64_t>();
   a.softcap = static_cast<float>(softcap);
-  a.keys = side_of<ScoreShared>(
-      key_codes, key_books, key_scales, batch, heads, dim, stop, tiles, memory);
-  a.values = side_of<ValueShared>(
-      value_codes, value_books, value_scales, batch, heads, dim, stop, tiles, memory);
+  a.keys = side_of<ScoreShared>(key_codes, key_books, batch, heads, dim, stop, tiles, memory);
+  a.values = side_of<ValueShared>(value_codes, value_books, batch, heads, dim, stop, tiles, memory);
+  STD_TORCH_CHECK(
+      fits_stages(key_gains, ScalarType::Byte, key_books) && a.keys.sub_dim % 2 == 0,
+      "additive_attend: key_gains must be contiguous uint8 [heads, subs, stages], sub_dim even");
+  STD_TORCH_CHECK(
+      key_means.scalar_type() == ScalarType::Short && key_means.is_contiguous() &&
+          key_means.numel() == heads * dim,
+      "additive_attend: key_means must be contiguous int16 [heads, dim]");
+  STD_TORCH_CHECK(
+      fits_stages(value_scales, ScalarType::Float, value_books),
+      "additive_attend: value_scales must be contiguous float32 [heads, subs, stages]");
+  a.keys.gains = key_gains.const_data_ptr<uint8_t>();
+  a.keys.means = key_means.const_data_ptr<int16_t>();
+  a.values.scales = value_scales.const_data_ptr<float>();
   if (stop > 0) {
     const int64_t wanted =
         choose_splits(units * ceil_div(queries, kRows * tiles), stop, device.processors());

@@ -82,7 +82,8 @@ struct Page {
     const int64_t book = (head * side.subs + sub) * side.stages;
     each_thread<kThreads>([&](int thread) {
       for (int stage = thread; stage < side.stages; stage += kThreads) {
-        memory.worth[stage] = side.scales[book + stage];
+        memory.worth[stage] = side.gains == nullptr ? side.scales[book + stage]
+                                                    : static_cast<float>(side.gains[book + stage]);
       }
     });
     sync_block();
@@ -95,6 +96,7 @@ struct Page {
     each_thread<kThreads>([&](int thread) {
       const int8_t* from = side.books + (book + first_stage) * kCodewords * side.sub_dim;
       load_codewords(from, thread, kThreads, memory);
+      load_starts(head, thread, kThreads, memory);
     });
     sync_block();
   }
@@ -126,10 +128,9 @@ struct Page {
       const uint8_t* const (&next)[2],
       uint32_t (&ahead)[2],
       Half2 (&out)[2][2 * kWords]) const {
-    const Half2 start = memory.facts->start;
     COMMVQ_UNROLL
     for (int i = 0; i < 2 * kWords; ++i) {
-      out[0][i] = out[1][i] = start;
+      out[0][i] = out[1][i] = memory.starts[part * 2 * kWords + i];
     }
     const uint8_t* own = memory.table + part * 4 * kWords;
     const Half2* scales = memory.scales;
@@ -173,8 +174,25 @@ struct Page {
     }
     offset *= 1.0f / 16777216.0f; // bytes count as 2^-24
     memory.facts->unit = 512.0f * (most > 0.0f ? most : 1.0f);
-    memory.facts->start = half2_of(-offset, -offset);
-    memory.facts->missed = -offset - low(memory.facts->start);
+    memory.facts->start = -offset;
+    memory.facts->missed = -offset - low(half2_of(-offset, -offset));
+  }
+
+  // Keys begin with their means, on the first page of a slice.
+  COMMVQ_HD void load_starts(
+      int64_t head, int thread, int threads, const PageMemory& memory) const {
+    for (int i = thread; i < kWidth / 2; i += threads) {
+      float start[2];
+      for (int j = 0; j < 2; ++j) {
+        const int d = 2 * i + j;
+        start[j] = memory.facts->start;
+        if (side.means != nullptr && begins_slice() && d < width()) {
+          const int64_t place = head * side.subs * side.sub_dim + dim() + d;
+          start[j] += static_cast<float>(side.means[place]) / memory.facts->unit;
+        }
+      }
+      memory.starts[i] = half2_of(start[0], start[1]);
+    }
   }
 
   COMMVQ_HD void load_codewords(

@@ -9,7 +9,7 @@
 
 namespace commvq::gpu {
 
-constexpr int kTurnBlock = 64;      // tokens that share one turn of the query
+constexpr int kTurnBlock = 32;      // tokens that share one turn of the query
 constexpr int kTile = 16;           // tokens that a warp works on at once
 constexpr int kRows = 8;            // rows of queries that one mma takes
 constexpr int kSliceStep = 16;      // dims that one mma takes
@@ -29,21 +29,23 @@ COMMVQ_HD constexpr int warps_for(int tiles) {
 struct AttendSide {
   const uint8_t* codes;
   int64_t batch_stride, head_stride, token_stride;
-  const int8_t* books; // [heads, subs, stages, 256, sub_dim]
-  const float* scales; // [heads, subs, stages]
+  const int8_t* books;  // [heads, subs, stages, 256, sub_dim]
+  const float* scales;  // [heads, subs, stages]; null for keys, which have
+  const uint8_t* gains; // [heads, subs, stages]
+  const int16_t* means; // [heads, dim]
   int subs, stages, sub_dim;
   int slices, page;
 };
 
 struct AttendArguments {
-  int64_t heads, queries, dim, rotary, stop, turn_rows, turn_blocks;
-  int64_t splits, split_tokens; // a multiple of kTurnBlock
-  int64_t first_unit;           // unit = row of the batch * heads + head
-  int64_t score_rows;           // of one tile of queries
-  const float* query;           // [batch, heads, queries, dim]
-  const float* turns;           // [turn_rows, turn_blocks, rotary]
-  const float* steps;           // [64, 2 * rotary]
-  const int64_t* first;         // [batch]
+  int64_t heads, queries, dim, pairs, stop, turn_rows, turn_blocks; // pairs that turn
+  int64_t splits, split_tokens;                                     // a multiple of kTurnBlock
+  int64_t first_unit;   // unit = row of the batch * heads + head
+  int64_t score_rows;   // of one tile of queries
+  const float* query;   // [batch, heads, queries, dim]
+  const float* turns;   // [turn_rows, turn_blocks, 2, pairs]: cosines, then sines
+  const float* steps;   // [32, 2, pairs]
+  const int64_t* first; // [batch]
   float softcap;
   AttendSide keys, values;
   float* scores; // [units of this launch, tiles of queries, stop, score_rows]
@@ -78,11 +80,10 @@ struct Carver {
   }
 };
 
-// What a sum of a page's codewords begins with, to rid it of the bytes' offsets; what rounding took
-// off that; and what 1 of a sum is worth.
+// Of a sum of a page's codewords: the bytes' offsets in it, negated; what rounding took off that;
+// and what 1 of it is worth.
 struct PageFacts {
-  Half2 start;
-  float missed, unit;
+  float start, missed, unit;
 };
 
 // A page in shared memory; see Page::load. `words` = dims of a slice / 16.
@@ -90,7 +91,8 @@ struct PageMemory {
   uint8_t* table; // [page, 256, 16 * words]
   Half2* scales;  // [page]
   uint8_t* flips; // [page]
-  float* worth;   // [stages]: the scales as they are
+  float* worth;   // [stages]: the scales or gains as they are
+  Half2* starts;  // [8 * words]: what sums begin with, a pair of dims each
   PageFacts* facts;
 
   COMMVQ_HD PageMemory(Carver& carver, int words, int stages, int page)
@@ -98,6 +100,7 @@ struct PageMemory {
         scales(carver.take<Half2>(page)),
         flips(carver.take<uint8_t>(page)),
         worth(carver.take<float>(stages)),
+        starts(carver.take<Half2>(8 * words)),
         facts(carver.take<PageFacts>(1)) {}
 };
 
@@ -105,7 +108,7 @@ struct PageMemory {
 struct ScoreShared {
   Carver carver;
   PageMemory page;
-  Half2* steps;  // [64, 8 * words]
+  Half2* steps;  // [32, 8 * words]
   float* query;  // [8 * tiles, 16 * words]
   float* sizes;  // [8 * tiles]: the largest number of each row of `query`
   float* joined; // [warps, 8 * tiles]

@@ -2,7 +2,7 @@
 // for up to 8 * kTiles rows of queries, and the largest score of each row.
 //
 // A warp decodes 16 tokens from codewords in shared memory, turns them by their places in their
-// block of 64, and multiplies them with queries that are turned back by the block's start, on the
+// block of 32, and multiplies them with queries that are turned back by the block's start, on the
 // tensor cores: keys are A (tokens x dims), queries B. Which dim is which of an mma's 16 does not
 // matter as long as keys and queries agree, so a thread takes dims that lie side by side.
 #pragma once
@@ -95,9 +95,9 @@ struct ScoreBlock {
       for (int i = thread; i < kTurnBlock * kWidth / 2; i += kThreads) {
         const int token = i / (kWidth / 2), d = i % (kWidth / 2) * 2;
         const int64_t dim = page.dim() + d;
-        const float* steps = a.steps + token * 2 * a.rotary + dim;
-        const bool turns = d < page.width() && dim < a.rotary;
-        shared.steps[i] = turns ? half2_of(steps[0], steps[a.rotary + 1]) : half2_of(1.0f, 0.0f);
+        const float* steps = a.steps + token * 2 * a.pairs + dim / 2;
+        const bool turns = d < page.width() && dim / 2 < a.pairs;
+        shared.steps[i] = turns ? half2_of(steps[0], steps[a.pairs]) : half2_of(1.0f, 0.0f);
       }
     });
   }
@@ -186,18 +186,18 @@ struct ScoreBlock {
   COMMVQ_HD void turn_queries(
       const Page<kWords>& page, int64_t block, int thread, Registers& own) const {
     const float* turns =
-        a.turns + ((a.turn_rows == 1 ? 0 : row) * a.turn_blocks + block) * a.rotary;
+        a.turns + ((a.turn_rows == 1 ? 0 : row) * a.turn_blocks + block) * 2 * a.pairs;
     COMMVQ_UNROLL
     for (int j = 0; j < kPairs; ++j) {
       const int d = thread % 4 * 2 * kPairs + 2 * j;
-      const int64_t dim = page.dim() + d;
-      const bool turning = dim < a.rotary;
-      const float c = turning ? turns[dim] : 1.0f, s = turning ? turns[dim + 1] : 0.0f;
+      const int64_t pair = (page.dim() + d) / 2;
+      const bool turning = pair < a.pairs;
+      const float c = turning ? turns[pair] : 1.0f, s = turning ? turns[a.pairs + pair] : 0.0f;
       COMMVQ_UNROLL
       for (int n = 0; n < kTiles; ++n) {
         const int r = n * kRows + thread % kWarp / 4;
-        const float* pair = shared.query + r * kWidth + d;
-        const float size = 1.0f / shared.sizes[r], re = pair[0] * size, im = pair[1] * size;
+        const float* both = shared.query + r * kWidth + d;
+        const float size = 1.0f / shared.sizes[r], re = both[0] * size, im = both[1] * size;
         own.query[n][j] = half2_of(re * c + im * s, im * c - re * s);
       }
     }

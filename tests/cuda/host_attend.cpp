@@ -11,7 +11,7 @@ using namespace commvq::gpu;
 namespace {
 
 struct Sizes {
-  int64_t batch, heads, queries, dim, rotary, tokens, stop, turn_rows, turn_blocks;
+  int64_t batch, heads, queries, dim, pairs, tokens, stop, turn_rows, turn_blocks;
   int64_t key_subs, key_stages, value_subs, value_stages;
   int64_t splits, shared_memory, units_together, backwards;
 };
@@ -82,52 +82,54 @@ int attend(AttendArguments a, const Sizes& sizes, float* weighted, float* peaks,
 extern "C" int commvq_attend(
     const Sizes* sizes, void** pointers, float softcap, int few_warps, int tiles) {
   const int64_t units = sizes->batch * sizes->heads;
-  const auto side = [&](int at, int64_t subs, int64_t stages, const Guarded& codes) {
+  const auto side = [&](int books, int64_t subs, int64_t stages, const Guarded& codes) {
     const int64_t width = subs * stages;
-    return AttendSide{
-        codes.as<uint8_t>(),
-        sizes->heads * sizes->tokens * width,
-        sizes->tokens * width,
-        width,
-        static_cast<const int8_t*>(pointers[at + 1]),
-        static_cast<const float*>(pointers[at + 2]),
-        static_cast<int>(subs),
-        static_cast<int>(stages),
-        static_cast<int>(sizes->dim / subs),
-        slices_of(static_cast<int>(sizes->dim / subs)),
-        0};
+    AttendSide found = {};
+    found.codes = codes.as<uint8_t>();
+    found.batch_stride = sizes->heads * sizes->tokens * width;
+    found.head_stride = sizes->tokens * width;
+    found.token_stride = width;
+    found.books = static_cast<const int8_t*>(pointers[books]);
+    found.subs = static_cast<int>(subs);
+    found.stages = static_cast<int>(stages);
+    found.sub_dim = static_cast<int>(sizes->dim / subs);
+    found.slices = slices_of(found.sub_dim);
+    return found;
   };
   run_backwards = sizes->backwards != 0;
   const int64_t key_width = sizes->key_subs * sizes->key_stages;
   const int64_t value_width = sizes->value_subs * sizes->value_stages;
   const Guarded key_codes(units * sizes->tokens * key_width, pointers[1]);
-  const Guarded value_codes(units * sizes->tokens * value_width, pointers[4]);
+  const Guarded value_codes(units * sizes->tokens * value_width, pointers[5]);
   const Guarded query(sizeof(float) * units * sizes->queries * sizes->dim, pointers[0]);
   const Guarded turns(
-      sizeof(float) * sizes->turn_rows * sizes->turn_blocks * sizes->rotary, pointers[7]);
-  const Guarded steps(sizeof(float) * kTurnBlock * 2 * sizes->rotary, pointers[8]);
+      sizeof(float) * sizes->turn_rows * sizes->turn_blocks * 2 * sizes->pairs, pointers[8]);
+  const Guarded steps(sizeof(float) * kTurnBlock * 2 * sizes->pairs, pointers[9]);
   AttendArguments a = {};
   a.heads = sizes->heads;
   a.queries = sizes->queries;
   a.dim = sizes->dim;
-  a.rotary = sizes->rotary;
+  a.pairs = sizes->pairs;
   a.stop = sizes->stop;
   a.turn_rows = sizes->turn_rows;
   a.turn_blocks = sizes->turn_blocks;
   a.query = query.as<float>();
   a.turns = turns.as<float>();
   a.steps = steps.as<float>();
-  a.first = static_cast<const int64_t*>(pointers[9]);
+  a.first = static_cast<const int64_t*>(pointers[10]);
   a.softcap = softcap;
-  a.keys = side(1, sizes->key_subs, sizes->key_stages, key_codes);
-  a.values = side(4, sizes->value_subs, sizes->value_stages, value_codes);
+  a.keys = side(2, sizes->key_subs, sizes->key_stages, key_codes);
+  a.keys.gains = static_cast<const uint8_t*>(pointers[3]);
+  a.keys.means = static_cast<const int16_t*>(pointers[4]);
+  a.values = side(6, sizes->value_subs, sizes->value_stages, value_codes);
+  a.values.scales = static_cast<const float*>(pointers[7]);
   if (a.stop > 0) {
     a.split_tokens = ceil_div(ceil_div(a.stop, sizes->splits), kTurnBlock) * kTurnBlock;
     a.splits = ceil_div(a.stop, a.split_tokens);
   }
-  float* weighted = static_cast<float*>(pointers[10]);
-  float* peaks = static_cast<float*>(pointers[11]);
-  float* totals = static_cast<float*>(pointers[12]);
+  float* weighted = static_cast<float*>(pointers[11]);
+  float* peaks = static_cast<float*>(pointers[12]);
+  float* totals = static_cast<float*>(pointers[13]);
   if (few_warps) {
     return tiles == 1 ? attend<1, 4>(a, *sizes, weighted, peaks, totals)
                       : attend<2, 4>(a, *sizes, weighted, peaks, totals);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def pointers(*tensors: Tensor) -> ctypes.Array[ctypes.c_void_p]:
 
 def attend(
     library: ctypes.CDLL,
-    arguments: tuple[Tensor, ...],
+    arguments: tuple[Any, ...],
     stop: int,
     softcap: float = 0.0,
     *,
@@ -50,10 +51,10 @@ def attend(
     backwards: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ops.additive_attend as its CUDA kernels work it out, on a GPU with `shared_memory` bytes."""
-    query, codes, books, _, _, value_books, _, turns, _, first = arguments
+    query, codes, books, _, _, _, _, value_books, _, turns, _, first = arguments
     batch, heads, queries, dim = query.shape
     sizes = (
-        *(batch, heads, queries, dim, turns.shape[2], codes.shape[2], stop, *turns.shape[:2]),
+        *(batch, heads, queries, dim, turns.shape[3], codes.shape[2], stop, *turns.shape[:2]),
         *(*books.shape[1:3], *value_books.shape[1:3]),
         *(splits, shared_memory, units_together, int(backwards)),
     )
@@ -61,7 +62,7 @@ def attend(
     peak = torch.full((batch, heads, queries), torch.nan)
     total = torch.full_like(peak, torch.nan)
     assert first.dtype == torch.int64
-    tensors = [tensor.contiguous() for tensor in arguments]
+    tensors = [x.contiguous() for x in arguments if isinstance(x, Tensor)]
     failed = library.commvq_attend(
         (ctypes.c_int64 * len(sizes))(*sizes),
         pointers(*tensors, weighted, peak, total),
