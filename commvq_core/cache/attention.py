@@ -16,7 +16,8 @@ from commvq_core.cache.layer import ENCODE_BATCH, CommVQLayer
 from commvq_core.cache.tile import Tile
 from commvq_core.rope import rotate_pairs, to_pairs
 
-_BLOCK = 512  # tokens decoded at once
+_DECODED = 2048  # tokens decoded at once, which repays making float codebooks for it
+_BLOCK = 512  # of them, scored at once
 _TILE = 128  # queries scored at once; with _BLOCK, keeps a head's scores in a core's own cache
 
 
@@ -152,22 +153,23 @@ def _add_codes(layer: CommVQLayer, tiles: list[Tile], boundaries: list[Tensor]) 
     ]
     sinks = layer.sink_slots() if layer.sinks else None
     last_sink = -1 if sinks is None else int(sinks.max())
-    for start in range(0, ends[-1], _BLOCK):
-        stop = min(start + _BLOCK, ends[-1])
+    for start in range(0, ends[-1], _DECODED):
+        stop = min(start + _DECODED, ends[-1])
         keys, values = layer.decode_keys(start, stop), layer.decode_values(start, stop)
         if rotary.rotary_dim:
             cos, sin = layer.positions.tables(rotary, start, stop, layer.model_dtype)
             keys = rotate_pairs(keys, cos, sin)
-        for index, tile in enumerate(tiles):
-            count = min(stop, ends[index]) - start
-            if count <= 0:
-                continue
-            columns = torch.arange(start, start + count, device=keys.device)
-            seen = None
-            if begins[index] < start + count or start <= last_sink:
-                seen = (columns < boundaries[index][:, None])[None, None]
-                if sinks is not None:
-                    not_sink = (columns[None, :, None] != sinks[:, None, :]).all(dim=-1)
-                    seen = seen & not_sink[:, None, None]
-            part = slice(0, count)
-            tile.add(queries[index], keys[:, :, part], values[:, :, part], columns, seen)
+        for first in range(start, stop, _BLOCK):
+            for index, tile in enumerate(tiles):
+                count = min(first + _BLOCK, stop, ends[index]) - first
+                if count <= 0:
+                    continue
+                columns = torch.arange(first, first + count, device=keys.device)
+                seen = None
+                if begins[index] < first + count or first <= last_sink:
+                    seen = (columns < boundaries[index][:, None])[None, None]
+                    if sinks is not None:
+                        not_sink = (columns[None, :, None] != sinks[:, None, :]).all(dim=-1)
+                        seen = seen & not_sink[:, None, None]
+                own = slice(first - start, first - start + count)
+                tile.add(queries[index], keys[:, :, own], values[:, :, own], columns, seen)

@@ -20,55 +20,36 @@ COMMVQ_INLINE void finish(Lanes sum, float scale, const float* add, float* out) 
   store(out, add == nullptr ? scaled : load(add) + scaled);
 }
 
-// Four rows and two vectors of codewords at a time: eight sums in registers hide the latency of
-// an addition, and every load of the book serves four rows.
-COMMVQ_INLINE void four_products(
-    const float* rows,
+// Four rows and kColumns vectors of codewords at a time: sums in registers hide the latency of an
+// addition, and every load of the book serves four rows.
+constexpr int64_t kRows = 4;
+constexpr int64_t kColumns = COMMVQ_LANES == 16 ? 4 : 2;
+
+template <int64_t rows, int64_t columns>
+COMMVQ_INLINE void some_products(
+    const float* from,
     int64_t row_stride,
     const Book& book,
     int64_t k,
     float scale,
     const float* add,
     float* out) {
-  const float* row0 = rows;
-  const float* row1 = rows + row_stride;
-  const float* row2 = rows + 2 * row_stride;
-  const float* row3 = rows + 3 * row_stride;
   const float* column = book.data + k;
-  Lanes sum00 = Lanes{}, sum01 = Lanes{}, sum10 = Lanes{}, sum11 = Lanes{};
-  Lanes sum20 = Lanes{}, sum21 = Lanes{}, sum30 = Lanes{}, sum31 = Lanes{};
+  Lanes sums[rows][columns] = {};
   for (int64_t d = 0; d < book.sub_dim; ++d, column += book.width) {
-    const Lanes left = load(column);
-    const Lanes right = load(column + kLanes);
-    sum00 = sum00 + left * row0[d];
-    sum01 = sum01 + right * row0[d];
-    sum10 = sum10 + left * row1[d];
-    sum11 = sum11 + right * row1[d];
-    sum20 = sum20 + left * row2[d];
-    sum21 = sum21 + right * row2[d];
-    sum30 = sum30 + left * row3[d];
-    sum31 = sum31 + right * row3[d];
+    for (int64_t r = 0; r < rows; ++r) {
+      const Lanes own = broadcast(from[r * row_stride + d]);
+      for (int64_t c = 0; c < columns; ++c) {
+        sums[r][c] = fused(load(column + c * kLanes), own, sums[r][c]);
+      }
+    }
   }
-  const float* add_right = add == nullptr ? nullptr : add + kLanes;
-  const int64_t width = book.width;
-  finish(sum00, scale, add, out);
-  finish(sum01, scale, add_right, out + kLanes);
-  finish(sum10, scale, add, out + width);
-  finish(sum11, scale, add_right, out + width + kLanes);
-  finish(sum20, scale, add, out + 2 * width);
-  finish(sum21, scale, add_right, out + 2 * width + kLanes);
-  finish(sum30, scale, add, out + 3 * width);
-  finish(sum31, scale, add_right, out + 3 * width + kLanes);
-}
-
-COMMVQ_INLINE void one_product(
-    const float* row, const Book& book, int64_t k, float scale, const float* add, float* out) {
-  const float* column = book.data + k;
-  Lanes sum = Lanes{};
-  for (int64_t d = 0; d < book.sub_dim; ++d, column += book.width) {
-    sum = sum + load(column) * row[d];
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t c = 0; c < columns; ++c) {
+      const float* start = add == nullptr ? nullptr : add + c * kLanes;
+      finish(sums[r][c], scale, start, out + r * book.width + c * kLanes);
+    }
   }
-  finish(sum, scale, add, out);
 }
 
 static void products(
@@ -80,26 +61,25 @@ static void products(
     const float* add,
     float* out) {
   const int64_t width = book.width;
-  const int64_t in_fours = count - count % 4;
-  const int64_t in_pairs = width - width % (2 * kLanes);
+  const int64_t in_rows = count - count % kRows;
+  const int64_t in_columns = width - width % (kColumns * kLanes);
   // Codewords outside, so that their columns stay in L1 while all rows pass.
-  for (int64_t k = 0; k < in_pairs; k += 2 * kLanes) {
-    const float* add_k = add == nullptr ? nullptr : add + k;
-    const float* add_right = add == nullptr ? nullptr : add + k + kLanes;
-    for (int64_t r = 0; r < in_fours; r += 4) {
+  for (int64_t k = 0; k < in_columns; k += kColumns * kLanes) {
+    const float* start = add == nullptr ? nullptr : add + k;
+    for (int64_t r = 0; r < in_rows; r += kRows) {
       const float* from = rows + r * row_stride;
-      four_products(from, row_stride, book, k, scale, add_k, out + r * width + k);
+      some_products<kRows, kColumns>(from, row_stride, book, k, scale, start, out + r * width + k);
     }
-    for (int64_t r = in_fours; r < count; ++r) {
-      float* to = out + r * width + k;
-      one_product(rows + r * row_stride, book, k, scale, add_k, to);
-      one_product(rows + r * row_stride, book, k + kLanes, scale, add_right, to + kLanes);
+    for (int64_t r = in_rows; r < count; ++r) {
+      const float* from = rows + r * row_stride;
+      some_products<1, kColumns>(from, row_stride, book, k, scale, start, out + r * width + k);
     }
   }
-  for (int64_t k = in_pairs; k < width; k += kLanes) {
-    const float* add_k = add == nullptr ? nullptr : add + k;
+  for (int64_t k = in_columns; k < width; k += kLanes) {
+    const float* start = add == nullptr ? nullptr : add + k;
     for (int64_t r = 0; r < count; ++r) {
-      one_product(rows + r * row_stride, book, k, scale, add_k, out + r * width + k);
+      const float* from = rows + r * row_stride;
+      some_products<1, 1>(from, row_stride, book, k, scale, start, out + r * width + k);
     }
   }
 }

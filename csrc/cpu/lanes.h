@@ -16,6 +16,20 @@ COMMVQ_INLINE Lanes broadcast(float value) {
   return value - Lanes{};
 }
 
+// a * b + sum, rounded once, so that it is the same at every level (contraction is off elsewhere).
+COMMVQ_INLINE Lanes fused(Lanes a, Lanes b, Lanes sum) {
+#if COMMVQ_X86 && COMMVQ_LANES == 16
+  return (Lanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif COMMVQ_X86 && COMMVQ_LANES == 8
+  return (Lanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+  for (int lane = 0; lane < COMMVQ_LANES; ++lane) {
+    sum[lane] = __builtin_fmaf(a[lane], b[lane], sum[lane]);
+  }
+  return sum;
+#endif
+}
+
 // The smaller of each pair; `b` where either is a NaN.
 COMMVQ_INLINE Lanes smaller(Lanes a, Lanes b) {
   return a < b ? a : b;
