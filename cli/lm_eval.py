@@ -68,8 +68,12 @@ def command(
             load_artifacts,
             resolve_codecs,
         )
-        from commvq_core.evaluation.lm_eval_run import HarnessOptions, check_tasks, run_harness
-        from commvq_core.evaluation.runner import check_result_path
+        from commvq_core.evaluation.lm_eval_run import (
+            HarnessOptions,
+            check_harness_path,
+            check_tasks,
+            run_harness,
+        )
         from commvq_core.models import load_model
 
         wanted = HarnessOptions(
@@ -84,7 +88,7 @@ def command(
         )
         if not debug:
             logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        check_result_path(out, overwrite=overwrite, resume=resume)
+        check_harness_path(out, overwrite=overwrite, resume=resume)
         check_codec_names(codec or ())
         artifacts = load_artifacts(codebook or ())
         manager = check_tasks(wanted)

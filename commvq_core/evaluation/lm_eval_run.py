@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,15 @@ def _failing(manager: Any, options: HarnessOptions) -> dict[str, Exception]:
     return failing
 
 
+def check_harness_path(out: Path, *, overwrite: bool, resume: bool) -> None:
+    """Raise InputError unless a run may write `out`; answers of an unfinished one count as well."""
+    check_result_path(out, overwrite=overwrite, resume=resume)
+    if _stores(out) and not overwrite and not resume:
+        raise InputError(
+            f"{out} was begun and not finished", "add --resume to continue, or --overwrite"
+        )
+
+
 def run_harness(
     loaded: LoadedModel,
     codecs: Sequence[EvalCodec],
@@ -108,7 +118,9 @@ def run_harness(
     lm-eval's own names. With `resume`, the answers of an interrupted run are taken from files
     beside `out`. Raises InputError when `out` exists and neither flag says what to do.
     """
-    check_result_path(out, overwrite=overwrite, resume=resume)
+    check_harness_path(out, overwrite=overwrite, resume=resume)
+    for store in [] if resume else _stores(out):
+        store.unlink()
     progress = progress or Silent()
     key = {
         "model": loaded.source,
@@ -119,13 +131,9 @@ def run_harness(
         "versions": _versions(),
     }
     results, seen, about = [], set(), {}
-    stores = []
     for codec in codecs:
         progress.message(f"lm-eval {', '.join(options.tasks)}: {codec.name}")
         store = _store(out, {**key, "codec": codec.identity})
-        stores.append(store)
-        if not resume:
-            store.unlink(missing_ok=True)
         began = time.monotonic()
         found = _simple_evaluate(loaded, codec, options, manager, store, progress)
         samples = _samples(found["samples"])
@@ -159,8 +167,8 @@ def run_harness(
         "run_key": key_sha256({**key, "codecs": [codec.identity for codec in codecs]}),
     }
     write_json(out, result)
-    for store in stores:
-        store.unlink(missing_ok=True)
+    for store in _stores(out):
+        store.unlink()
     return result
 
 
@@ -206,6 +214,11 @@ _STORE = "_rank0.db"  # what lm-eval puts behind the name of its store of answer
 
 def _store(out: Path, key: Mapping[str, Any]) -> Path:
     return out.parent / f".{out.name}.{key_sha256(dict(key))[:12]}{_STORE}"
+
+
+def _stores(out: Path) -> list[Path]:
+    """The answers that unfinished runs left beside `out`."""
+    return sorted(out.parent.glob(f".{glob.escape(out.name)}.*{_STORE}"))
 
 
 def _metrics(values: Mapping[str, Any]) -> dict[str, float]:

@@ -226,7 +226,7 @@ def test_the_command_gives_lm_evals_numbers_for_every_cache(
     plain = simple_evaluate(
         model=HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer),
         tasks=["local_choice", "local_answer"],
-        task_manager=TaskManager(include_path=str(task_folder)),
+        task_manager=TaskManager(include_path=str(task_folder), include_defaults=False),
         limit=3,
     )
     assert plain is not None
@@ -259,6 +259,7 @@ def test_a_stopped_run_goes_on_with_the_answers_it_has(
         patch.setattr(CommVQLM, "_score", stopping)
         with pytest.raises(AssertionError, match="pulled the plug"):
             succeed_json(*command)
+    assert "begun and not finished" in refusal(*command)
     scored = []
 
     def counting(self: Any, cache: Any, tail: Any, continuations: Any) -> Any:
