@@ -26,9 +26,13 @@ def command(
     codec: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CODEC", help="Other caches to compare. fp16 always runs.", show_default=False
+            metavar="CODEC",
+            help="Other caches to compare, such as kivi-2, int-4, kvquant-2, turboquant-2 or "
+            "hf-hqq-4 (docs/evaluation.md). fp16 always runs.",
+            show_default=False,
         ),
     ] = None,
+    calibration: options.Calibration = None,
     dataset: options.Dataset = None,
     text_column: options.TextColumn = "text",
     limit: Annotated[
@@ -143,7 +147,7 @@ def command(
 
         from commvq_core.calibration.data import iter_documents
         from commvq_core.evaluation.codecs import (
-            check_codec_names,
+            check_codecs,
             load_artifacts,
             parse_side,
             resolve_codecs,
@@ -182,8 +186,8 @@ def command(
         chosen.check()
         if png is not None:
             check_grid(chosen, png, overwrite=overwrite or resume)
-        check_codec_names(codec or ())
         side = parse_side(only)
+        check_codecs(codec or (), calibration, side)
         iter_documents(wanted.datasets, text_column=text_column)
         artifacts = load_artifacts(codebook or ())
         loaded = load_model(model, device=device, dtype=dtype, progress=ui.progress)
@@ -194,6 +198,7 @@ def command(
             window=window,
             sinks=sinks,
             only=side,
+            calibration=calibration,
         )
         own = codecs[-1].own_cache
         if own:

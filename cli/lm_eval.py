@@ -23,9 +23,12 @@ def command(
     codec: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CODEC", help="Other caches to compare. fp16 always runs.", show_default=False
+            metavar="CODEC",
+            help="Other caches to compare (docs/evaluation.md). fp16 always runs.",
+            show_default=False,
         ),
     ] = None,
+    calibration: options.Calibration = None,
     include_path: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Folder of more task files (.yaml).", show_default=False),
@@ -64,7 +67,7 @@ def command(
         from rich.table import Table
 
         from commvq_core.evaluation.codecs import (
-            check_codec_names,
+            check_codecs,
             load_artifacts,
             resolve_codecs,
         )
@@ -89,12 +92,17 @@ def command(
         if not debug:
             logging.getLogger("lm_eval").setLevel(logging.ERROR)
         check_harness_path(out, overwrite=overwrite, resume=resume)
-        check_codec_names(codec or ())
+        check_codecs(codec or (), calibration)
         artifacts = load_artifacts(codebook or ())
         manager = check_tasks(wanted)
         loaded = load_model(model, device=device, dtype=dtype, progress=ui.progress)
         codecs = resolve_codecs(
-            loaded, artifacts=artifacts, names=codec or (), window=window, sinks=sinks
+            loaded,
+            artifacts=artifacts,
+            names=codec or (),
+            window=window,
+            sinks=sinks,
+            calibration=calibration,
         )
         result = run_harness(
             loaded,

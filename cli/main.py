@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
-from commvq_cli import bench, calibrate, doctor, export, generate, inspect, lm_eval, train_codebook
+from commvq_cli import (
+    bench,
+    calibrate,
+    compare,
+    doctor,
+    export,
+    generate,
+    inspect,
+    lm_eval,
+    train_codebook,
+)
 from commvq_cli import eval as eval_command
 from commvq_cli.errors import Interrupted, report
 from typer.core import TyperGroup
@@ -67,6 +77,7 @@ app.command("inspect")(inspect.command)
 app.command("eval")(eval_command.command)
 app.command("lm-eval")(lm_eval.command)
 app.command("generate")(generate.command)
+app.command("compare")(compare.command)
 app.command("doctor")(doctor.command)
 _bench = typer.Typer(help="Measure this machine.")
 _bench.command("decode")(bench.decode)

@@ -22,6 +22,15 @@ Codebooks = Annotated[
         show_default=False,
     ),
 ]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="CALIB",
+        help="What --codec kvquant-N learns its levels from.",
+        show_default=False,
+    ),
+]
 Dataset = Annotated[
     list[str] | None,
     typer.Option(

@@ -20,8 +20,7 @@ def plot_layers(facts: dict[str, Any], path: Path) -> None:
         raise InputError(
             f"a {facts['kind']} has no distortion to draw", "give a run or an artifact"
         )
-    figure_class = _figure()
-    figure = figure_class(figsize=(8, 5), layout="constrained")
+    figure = figure_class()(figsize=(8, 5), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True)
     for side in SIDES:
         numbers = [row["layer"] for row in layers]
@@ -52,9 +51,8 @@ def plot_grid(result: dict[str, Any], path: Path) -> None:
     rows = list(grids[0])
     columns = list(dict.fromkeys(column for cells in grids[0].values() for column in cells))
     across = "depth of the needle, percent" if result["task"] != "ruler" else "tokens"
-    figure_class = _figure()
     size = (1.5 + len(entries) * max(2.5, 0.55 * len(columns)), 1.5 + 0.4 * len(rows))
-    figure = figure_class(figsize=size, layout="constrained")
+    figure = figure_class()(figsize=size, layout="constrained")
     axes = figure.subplots(1, len(entries), squeeze=False, sharey=True)[0]
     for axis, entry, grid in zip(axes, entries, grids, strict=True):
         values = [[100 * grid[row].get(column, float("nan")) for column in columns] for row in rows]
@@ -79,7 +77,7 @@ def plot_decode(result: dict[str, Any], path: Path) -> None:
 
     Raises InputError without matplotlib, and when it can't be written.
     """
-    figure = _figure()(figsize=(8, 5), layout="constrained")
+    figure = figure_class()(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     rows = result["rows"]
     for name in dict.fromkeys(row["impl"] for row in rows):
@@ -104,10 +102,11 @@ def plot_decode(result: dict[str, Any], path: Path) -> None:
 
 def require_matplotlib() -> None:
     """Raise InputError where figures can't be drawn, before work whose result is to be one."""
-    _figure()
+    figure_class()
 
 
-def _figure() -> Any:
+def figure_class() -> Any:
+    """matplotlib's Figure, without its state of global figures. Raises InputError without it."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

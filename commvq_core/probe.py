@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from commvq_core.errors import InputError
-from commvq_core.rope import LAYOUTS, Rotary, pair_table, unrotate
+from commvq_core.rope import LAYOUTS, Rotary, pair_table, unrotate, unrotated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,7 +150,7 @@ def _explain(
     """The rotation that makes all rows of `keys` [rows, kv_heads, 1, head_dim] agree."""
     tolerance = 1e-3 if dtype == torch.float32 else 4e-2
     if _disagreement(keys) < tolerance:
-        return Rotary(0, "half", torch.zeros(0))
+        return unrotated()
     if tables is None:
         raise InputError(
             f"layer {index} makes its keys depend on the position without rotary embeddings",

@@ -133,3 +133,8 @@ class Rotary:
         cos = (angles.cos() * self.scale).to(dtype).float()
         sin = (angles.sin() * self.scale).to(dtype).float()
         return cos, sin
+
+
+def unrotated() -> Rotary:
+    """The rotation of a layer without RoPE: vectors stay as they are, in the model's order."""
+    return Rotary(rotary_dim=0, layout=LAYOUTS[0], inv_freq=torch.empty(0))

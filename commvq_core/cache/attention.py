@@ -65,8 +65,7 @@ def attend(
         query, layer.keys.shape[1], mask, total - length, scaling=scaling, softcap=softcap
     )
     boundaries = [
-        # After a crop into the codes the window is shorter: what went before it is codes.
-        (tile.slots - layer.window + 1).clamp_min(layer.exact_start)
+        layer.first_exact(tile.slots)
         if layer.strict
         else torch.full_like(tile.slots, layer.code_length)
         for tile in tiles

@@ -20,6 +20,7 @@ from commvq_core.codecs.base import Codec
 from commvq_core.codecs.digest import LayerCodecs, codecs_sha256
 from commvq_core.errors import InputError
 from commvq_core.models import AttentionSpec, describe_and_probe, longest_rotation
+from commvq_core.rope import unrotated
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +67,7 @@ class CommVQCache(Cache):
             layers[layer.index] = CommVQLayer(
                 key_codec.to(model.device),
                 value_codec.to(model.device),
-                probed[layer.index].rotary,
+                probed[layer.index].rotary if key_codec.before_rope else unrotated(),
                 self.positions,
                 window=window,
                 sinks=sinks,

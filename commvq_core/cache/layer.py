@@ -10,6 +10,7 @@ uses its exact copy.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,7 @@ class CommVQLayer(CacheLayerMixin):
         self.positions = positions
         self.window, self.sinks, self.strict = window, sinks, strict
         self.exact_dtype = exact_dtype
+        self.group = math.lcm(key_codec.group_tokens, value_codec.group_tokens)
         self._empty()
 
     def _empty(self) -> None:
@@ -155,8 +157,12 @@ class CommVQLayer(CacheLayerMixin):
         return self.first_valid[:, None] + steps
 
     def encode_until(self, stop: int) -> None:
-        """Give codes to all tokens before `stop`; their exact copies stay until `drop_encoded`."""
+        """Give codes to all tokens before `stop`; their exact copies stay until `drop_encoded`.
+
+        Tokens of a group that reaches past `stop` wait for the rest of it.
+        """
         start = self.code_length
+        stop -= stop % self.group
         if stop <= start:
             return
         assert self.keys is not None
@@ -166,6 +172,14 @@ class CommVQLayer(CacheLayerMixin):
         self._keep_sinks(start, stop)
         self.key_codes.append(self.key_codec.encode(self._plain_keys(keys, start, stop)))
         self.value_codes.append(self.value_codec.encode(values.float()))
+
+    def first_exact(self, slots: Tensor) -> Tensor:
+        """The first token that the query of each slot [q] sees exactly, decoding one by one.
+
+        After a crop into the codes the window is shorter: what went before it is codes.
+        """
+        oldest = slots - self.window + 1
+        return (oldest - oldest % self.group).clamp_min(self.exact_start)
 
     def _plain_keys(self, keys: Tensor, start: int, stop: int) -> Tensor:
         """Rotated keys in model order -> canonical keys before RoPE, float32."""
@@ -259,6 +273,8 @@ class CommVQLayer(CacheLayerMixin):
         if length >= now:
             return
         if length < self.exact_start:
+            if length % self.group:
+                raise ValueError(f"these codes can only be cut at multiples of {self.group} tokens")
             # The newest tokens left are codes; what follows will be appended behind them.
             self.key_codes.crop(length)
             self.value_codes.crop(length)

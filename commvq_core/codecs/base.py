@@ -51,10 +51,15 @@ class Codec(ABC):
     """Encoder and decoder of one side of one layer.
 
     Attributes: `name` as registered; `code_rows`, the rows of codes that a token has, one for each
-    KV head or one for the layer; `code_bytes`, what a row costs, packed.
+    KV head or one for the layer; `code_bytes`, what a row costs, packed. `before_rope` False: keys
+    come as the model rotated them, in its own order of dims, and are stored like that. A codec with
+    `group_tokens` above 1 codes so many tokens together: it only ever gets whole groups, counted
+    from the first token of the context.
     """
 
     name: ClassVar[str]
+    before_rope: ClassVar[bool] = True
+    group_tokens: ClassVar[int] = 1
     spec: SideSpec
     code_bytes: int
 

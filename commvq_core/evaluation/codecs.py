@@ -10,15 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from commvq_core.cache.backends import BACKENDS, check_backend
 from commvq_core.codecs.digest import codecs_sha256
+from commvq_core.codecs.rivals import RIVALS
 from commvq_core.errors import InputError
+from commvq_core.evaluation.rivals import open_calibration, rival_artifact, shared_bytes
 from commvq_core.sides import SIDES, Side
 
 if TYPE_CHECKING:
     from commvq_core.artifact import Artifact
+    from commvq_core.calibration.store import CalibrationStore
     from commvq_core.models import LoadedModel
 
 BASELINE = "fp16"
+
+# "hf-quanto-2" -> backend and width of a quantized cache of transformers' own.
+_OWN = {
+    f"hf-{name}-{width}": (name, width)
+    for name, backend in BACKENDS.items()
+    for width in backend.widths
+}
 
 
 @dataclass(frozen=True)
@@ -47,15 +58,25 @@ def resolve_codecs(
     window: int = 128,
     sinks: int = 4,
     only: Side | None = None,
+    calibration: Path | None = None,
 ) -> list[EvalCodec]:
     """The fp16 cache first, always; then the other named codecs; then one codec an artifact.
 
-    `artifacts` as from `load_artifacts`. With `only`, that side alone is codes and the other exact,
-    which tells what each costs; bits are then that side's. Raises InputError for an unknown name
-    and for an artifact of another model.
+    `artifacts` as from `load_artifacts`; `calibration` is what KVQuant's levels are learnt from.
+    With `only`, that side alone is codes and the other exact, which tells what each costs; bits are
+    then that side's. Raises InputError for an unknown name, an artifact or calibration of another
+    model, and as `check_codecs` does.
     """
-    check_codec_names(names)
-    codecs = [_NAMED[name](loaded) for name in dict.fromkeys([BASELINE, *names])]
+    store = check_codecs(names, calibration, only)
+    codecs = [_half_precision(loaded)]
+    for name in dict.fromkeys(names):
+        if name in RIVALS:
+            rival = rival_artifact(name, loaded.spec, store)
+            codec = _from_artifact(loaded, name, rival, window, sinks, only)
+            held = shared_bytes(rival if only is None else rival.only(only))
+            codecs.append(dataclasses.replace(codec, resident_bytes=held))
+        elif name in _OWN:
+            codecs.append(_transformers_own(loaded, name))
     for source, artifact in (artifacts or {}).items():
         codec = _from_artifact(loaded, source, artifact, window, sinks, only)
         if any(codec.name == other.name for other in codecs):
@@ -81,14 +102,24 @@ def parse_side(text: str | None) -> Side | None:
     return None
 
 
-def check_codec_names(names: Sequence[str]) -> None:
-    """Raise InputError for a name that is no codec's."""
-    unknown = [name for name in names if name not in _NAMED]
-    if unknown:
-        raise InputError(
-            f"codec {unknown[0]} is not known",
-            f"give one of {', '.join(_NAMED)}, or a folder to --codebook",
-        )
+def check_codecs(
+    names: Sequence[str], calibration: Path | None = None, only: Side | None = None
+) -> CalibrationStore | None:
+    """Raise InputError for a codec that can't run: unknown, or something it needs is not there.
+
+    Returns the calibration, opened, if one of them learns from it.
+    """
+    for name in names:
+        if name not in (BASELINE, *RIVALS, *_OWN):
+            raise InputError(
+                f"codec {name} is not known",
+                f"give one of {', '.join((BASELINE, *RIVALS, *_OWN))}, or a folder to --codebook",
+            )
+        if name in _OWN:
+            check_backend(_OWN[name][0])
+            if only is not None:
+                raise InputError(f"--only {only}: {name} codes both sides", f"leave out {name}")
+    return open_calibration(names, calibration)
 
 
 def _half_precision(loaded: LoadedModel) -> EvalCodec:
@@ -101,7 +132,18 @@ def _half_precision(loaded: LoadedModel) -> EvalCodec:
     return EvalCodec(BASELINE, 16.0, 0, {"codec": BASELINE}, fresh)
 
 
-_NAMED: dict[str, Callable[[LoadedModel], EvalCodec]] = {BASELINE: _half_precision}
+def _transformers_own(loaded: LoadedModel, name: str) -> EvalCodec:
+    from commvq_core.cache.quantized import GROUP, RESIDUAL, bits_per_element, own_quantized_cache
+
+    backend, width = _OWN[name]
+    settings = {"group": GROUP, "window": RESIDUAL, "sinks": 0}
+    return EvalCodec(
+        name,
+        bits_per_element(loaded.model, backend, width),
+        0,
+        {"codec": name, **settings},
+        lambda strict: own_quantized_cache(loaded.model, backend, width, strict),
+    )
 
 
 def _from_artifact(
@@ -131,6 +173,9 @@ def _from_artifact(
         "window": window,
         "sinks": sinks,
     }
+    if source in RIVALS:
+        first = next(iter(artifact.codecs.values()))
+        identity["settings"] = {codec.spec.side: codec.config() for codec in first}
     return EvalCodec(
         artifact.name,
         artifact.bits_per_element,

@@ -19,11 +19,12 @@ CONTRACT = {
     "--resume",
     "export": "RUN --out --push-to-hub --overwrite",
     "inspect": "CALIB|RUN|ARTIFACT",
-    "eval": "MODEL --codebook --codec --task --dataset --limit --max-length --out --overwrite "
-    "--resume",
+    "eval": "MODEL --codebook --codec --calibration --task --dataset --limit --max-length --out "
+    "--overwrite --resume",
     "lm-eval": "MODEL --codebook --codec --tasks --include-path --limit --out --overwrite --resume",
     "generate": "MODEL --codebook --prompt --prompt-file --max-new-tokens --save-cache "
     "--load-cache --overwrite",
+    "compare": "RESULTS.json --html --png --markdown --overwrite",
     "doctor": "",
     "bench decode": "--shape --heads --kv-heads --head-dim --context --bits --batch --threads "
     "--device --seed --png --overwrite",
