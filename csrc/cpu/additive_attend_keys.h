@@ -16,8 +16,9 @@ COMMVQ_INLINE __m512i interleaved_sum64(__m512i a, __m512i b) {
 // Four vectors of 16 partial sums -> their four sums.
 COMMVQ_INLINE __m128i four_sums(__m512i a, __m512i b, __m512i c, __m512i d) {
   const __m512i all = interleaved_sum64(interleaved_sum32(a, b), interleaved_sum32(c, d));
-  const __m256i half =
-      _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_maskz_extracti64x4_epi64(0xff, all, 1));
+  const __m256i low = __builtin_shufflevector(all, all, 0, 1, 2, 3);
+  const __m256i high = __builtin_shufflevector(all, all, 4, 5, 6, 7);
+  const __m256i half = _mm256_add_epi32(low, high);
   return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
