@@ -26,6 +26,7 @@ from commvq_core.fit.metric import key_transform, value_transform
 
 # Widths of sub-vectors, in the order tried: wider ones lose less but need more memory for their
 # codebooks and more additions a decoded key (docs/method.md has both measured).
+_SAMPLE = 1024  # vectors that tell how large the error is
 _SUB_DIMS = (64, 48, 40, 32, 16, 8)
 
 
@@ -195,7 +196,8 @@ class AdditiveCodec(FittedCodec):
             seed=data.seed,
         )
         if spec.side == "key":
-            return KeyBooks.from_codebooks(codebooks, forward).tensors()
+            error = _error(codebooks, rows)
+            return KeyBooks.from_codebooks(codebooks, forward, error).tensors()
         return ValueBooks.from_codebooks(codebooks, inverse).tensors()
 
     @classmethod
@@ -207,6 +209,17 @@ class AdditiveCodec(FittedCodec):
         heads = [cls.from_tensors(single, config, unit).tensors() for unit in units]
         joined = {name: torch.cat([head[name] for head in heads]) for name in heads[0]}
         return cls.from_tensors(spec, config, joined)
+
+
+def _error(codebooks: Tensor, rows: Tensor) -> float:
+    """Mean squared error of some `rows` [n, head_dim], encoded greedily: roughly, and quickly."""
+    some = rows[:: max(1, len(rows) // _SAMPLE)][:_SAMPLE].contiguous()
+    subs, stages, size, sub_dim = codebooks.shape
+    codes = ops.additive_encode(some[None], codebooks[None], 1)[0].long()
+    flat = codebooks.view(subs * stages * size, sub_dim)
+    index = codes + torch.arange(subs * stages) * size
+    sums = flat[index].unflatten(1, (subs, stages)).sum(dim=2).flatten(1)
+    return float((sums - some).square().sum(dim=1).mean())
 
 
 def _code_bytes(spec: SideSpec, config: AdditiveConfig) -> int:

@@ -3,7 +3,7 @@
 Every stage's codewords are int8; the sum of `group` neighbouring stages stays within int8 for any
 codes, counts `gain` times, and all of them with the mean stay within int16. A factor for each pair
 of dims evens out how far codewords spread, which takes most of the rounding's harm away: rounding
-an 8-stage codebook in groups of 2 adds 1.2 % to its error (docs/method.md).
+an 8-stage codebook in groups of 2 adds 1.2 % to its error (docs/kernels.md).
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ from commvq_core.codecs.base import SideSpec, require_tensor
 
 _LIMIT = 23_000.0  # of a key's numbers: one that RoPE turns still fits int16
 _BYTE = 127.0
-
-
-def group_size(stages: int) -> int:
-    """Stages that a fit lets add up within one byte: 2 for speed, 1 where precision counts more."""
-    return 2 if stages <= 16 else 1
+_NOISE = 0.04  # of a fit's error: what rounding for groups of two stages may come to
 
 
 @dataclass(frozen=True)
@@ -98,14 +94,27 @@ class KeyBooks:
         return books
 
     @classmethod
-    def from_codebooks(cls, codebooks: Tensor, forward: Tensor) -> KeyBooks:
+    def from_codebooks(
+        cls, codebooks: Tensor, forward: Tensor, error: float | None = None
+    ) -> KeyBooks:
         """One head's, rounded from float32 [subs, stages, codewords, sub_dim].
 
-        Codewords are of keys times `forward` [head_dim], which is equal within a pair.
+        Codewords are of keys times `forward` [head_dim], which is equal within a pair. Two stages
+        share a byte, for speed, unless rounding them so is more than a few hundredths of `error`,
+        the mean squared error of a key's vector; then each has its own. (Encoding with rounded
+        codebooks makes up for most of it.)
         """
+        books = cls._rounded(codebooks, forward, 2)
+        if error is None or books._noise() <= _NOISE * error:
+            return books
+        return cls._rounded(codebooks, forward, 1)
+
+    @classmethod
+    def _rounded(cls, codebooks: Tensor, forward: Tensor, group: int) -> KeyBooks:
         stages = codebooks.shape[1]
-        group = group_size(stages)
-        middle = (codebooks.amax(dim=2) + codebooks.amin(dim=2)) / 2
+        # Not half way between the ends: a stage centred on its mean tells the beam search nothing
+        # wrong about the stages to come.
+        middle = codebooks.mean(dim=2)
         centred = codebooks - middle[:, :, None]
         reach = centred.abs().amax(dim=2)  # [subs, stages, sub_dim]
         spread = reach.sum(dim=1).unflatten(-1, (-1, 2)).amax(dim=-1).repeat_interleave(2, dim=-1)
@@ -130,6 +139,12 @@ class KeyBooks:
             (spread * unit[:, None]).view(1, -1) / forward,
             group,
         )
+
+    def _noise(self) -> float:
+        """The mean square that rounding adds to a key's vector, all numbers off by up to a half."""
+        heads, subs, _ = self.gains.shape
+        units = self.gains.float().square().sum(dim=2)
+        return float((units * self.spread.view(heads, subs, -1).square().sum(dim=2)).sum()) / 12
 
     def _check(self, spec: SideSpec) -> None:
         """Raise ValueError unless attention may add these numbers and they commute with RoPE."""

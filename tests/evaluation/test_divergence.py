@@ -44,7 +44,7 @@ def test_it_is_the_divergence_of_token_by_token_decoding(
     with codecs[1].open(True) as cache:
         record = task.run(loaded, cache, window)
     expected, agreed = [], 0
-    with codecs[1].open(False) as cache, torch.inference_mode():
+    with codecs[1].open(True) as cache, torch.inference_mode():
         plain = HalfPrecisionCache(loaded.model)
         for token in window:
             wanted, got = (

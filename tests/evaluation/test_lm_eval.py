@@ -118,6 +118,7 @@ def test_a_continuation_sees_the_context_as_codes(loaded: LoadedModel, tiny_arti
     with CommVQCache.from_pretrained(tiny_artifact, model, window=16, sinks=2) as cache:
         with torch.no_grad():
             model(input_ids=torch.tensor([context[:-1]]), past_key_values=cache)
+            cache.strict = True
             total = 0.0
             for token, following in zip(
                 whole[len(context) - 1 :], whole[len(context) :], strict=False

@@ -50,7 +50,7 @@ def test_a_compressed_cache_is_asked_as_in_token_by_token_decoding(
     with codecs[1].open(True) as cache:
         at_once = task.run(loaded, cache, window)["nll"]
     total = 0.0
-    with codecs[1].open(False) as cache, torch.inference_mode():
+    with codecs[1].open(True) as cache, torch.inference_mode():
         for token, target in pairwise(window):
             output = loaded.model(input_ids=token.view(1, 1), past_key_values=cache)
             total -= float(output.logits[0, -1].double().log_softmax(-1)[target])
