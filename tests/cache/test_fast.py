@@ -22,7 +22,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     operator = ops.additive_attend
 
     def watch(*arguments: object) -> object:
-        seen.append(arguments[10])  # type: ignore[arg-type]
+        seen.append(arguments[12])  # type: ignore[arg-type]
         return operator(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ops, "additive_attend", watch)
