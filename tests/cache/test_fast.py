@@ -58,7 +58,8 @@ def test_decoding_gives_what_decoded_blocks_give(
         if fast:
             assert len(calls) == 4 * len(codecs)
     assert len(calls) == 4 * len(codecs)
-    assert (logits[0] - logits[1]).abs().max() < 1e-4 * logits[1].abs().max()
+    # The operator rounds queries to 13 bits of their norm and rotates in 16.
+    assert (logits[0] - logits[1]).abs().max() < 1e-3 * logits[1].abs().max()
 
 
 def test_what_the_operator_cannot_do_is_done_otherwise(calls: list[int]) -> None:
