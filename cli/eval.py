@@ -23,15 +23,7 @@ def command(
     ],
     out: Annotated[Path, options.out("FILE", "JSON file to write.")],
     codebook: options.Codebooks = None,
-    codec: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CODEC",
-            help="Other caches to compare, such as kivi-2, int-4, kvquant-2, turboquant-2 or "
-            "hf-hqq-4 (docs/evaluation.md). fp16 always runs.",
-            show_default=False,
-        ),
-    ] = None,
+    codec: options.Codecs = None,
     calibration: options.Calibration = None,
     dataset: options.Dataset = None,
     text_column: options.TextColumn = "text",

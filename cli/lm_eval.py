@@ -20,14 +20,7 @@ def command(
     ],
     out: Annotated[Path, options.out("FILE", "JSON file to write.")],
     codebook: options.Codebooks = None,
-    codec: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CODEC",
-            help="Other caches to compare (docs/evaluation.md). fp16 always runs.",
-            show_default=False,
-        ),
-    ] = None,
+    codec: options.Codecs = None,
     calibration: options.Calibration = None,
     include_path: Annotated[
         str | None,

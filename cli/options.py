@@ -22,6 +22,16 @@ Codebooks = Annotated[
         show_default=False,
     ),
 ]
+Codecs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--codec",
+        metavar="CODEC",
+        help="Other caches to compare, such as kivi-2, int-4, kvquant-2, turboquant-2 or "
+        "hf-hqq-4 (docs/evaluation.md). fp16 always runs.",
+        show_default=False,
+    ),
+]
 Calibration = Annotated[
     Path | None,
     typer.Option(

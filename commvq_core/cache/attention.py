@@ -134,9 +134,8 @@ def _add_exact(layer: CommVQLayer, tile: Tile, boundary: Tensor) -> None:
     stop = int(tile.slots[-1]) + 1
     part = slice(start - layer.exact_start, stop - layer.exact_start)
     columns = torch.arange(start, stop, device=boundary.device)
-    # A single token sees all of the window, unless it is strict.
-    whole = tile.length == 1 and int(boundary[0]) <= start
-    seen = None if whole else (columns >= boundary[:, None])[None, None]
+    # A single token sees every column from its own boundary on.
+    seen = None if tile.length == 1 else (columns >= boundary[:, None])[None, None]
     keys, values = layer.keys[:, :, part].float(), layer.values[:, :, part].float()
     tile.add(tile.query, keys, values, columns, seen)
     if layer.sink_keys is not None and layer.sink_values is not None:
