@@ -63,6 +63,31 @@ def test_going_on_gives_the_tokens_of_never_having_stopped(
             assert again.nbytes <= nbytes
 
 
+def test_single_tokens_get_their_codes_at_the_step_they_would_have(
+    model: PreTrainedModel, tiny_artifact: Path, tmp_path: Path
+) -> None:
+    path, coded = tmp_path / "cache.safetensors", []
+
+    def steps(cache: CommVQCache, count: int) -> list[int]:
+        lengths = []
+        for _ in range(count):
+            model(input_ids=prompt(1, 1), past_key_values=cache)
+            lengths.append(cache.layers[0].code_length)
+        return lengths
+
+    with (
+        torch.no_grad(),
+        CommVQCache.from_pretrained(tiny_artifact, model, window=16, sinks=2) as cache,
+    ):
+        model(input_ids=prompt(1, 30), past_key_values=cache)
+        steps(cache, 5)
+        cache.save(path)
+        coded.append(steps(cache, 14))
+    with torch.no_grad(), CommVQCache.load(path, model) as again:
+        coded.append(steps(again, 14))
+    assert coded[0] == coded[1] == [14] * 10 + [30] * 4
+
+
 @pytest.mark.parametrize("family", ["gemma3", "gpt-oss", "smollm3", "glm4"])
 def test_layers_of_transformers_own_are_saved_too(family: str, tmp_path: Path) -> None:
     from tests.cache.lossy_codecs import preset_codecs
