@@ -129,12 +129,14 @@ class PublishedKeyCodec(FittedCodec):
     def fit(cls, spec: SideSpec, config: Mapping[str, Any], data: FitData) -> dict[str, Tensor]:
         geometry = _geometry(config)
         _, unit = token_norm(data.vectors.transpose(0, 1)[None])
-        generator = torch.Generator().manual_seed(data.seed)
         annealing = Annealing(steps=geometry.steps)
-        theta = [
-            fit_rounds(rows.contiguous(), geometry.rounds, _CODEWORDS, annealing, generator)
-            for rows in unit[0]
-        ]
+        theta = []
+        for head, rows in enumerate(unit[0]):
+            # One for each head, so that the first rounds of a longer fit are those of a shorter.
+            generator = torch.Generator().manual_seed(data.seed + head)
+            theta.append(
+                fit_rounds(rows.contiguous(), geometry.rounds, _CODEWORDS, annealing, generator)
+            )
         return {"theta": torch.stack(theta)}
 
     @classmethod

@@ -16,6 +16,7 @@ from commvq_core.codecs.neural import PATTERNS, NeuralValueCodec
 from commvq_core.codecs.norms import join_norm, split_norm, token_norm
 from commvq_core.codecs.published import PublishedKeyCodec
 from commvq_core.errors import InputError
+from commvq_core.fit import neural
 from commvq_core.rope import Rotary, rotate_pairs
 from commvq_core.training import train_codebooks
 from tests import reference, runs
@@ -59,6 +60,21 @@ def test_both_learn_what_they_see(keys: Any, values: Any) -> None:
     assert relative_error(keys, vectors()) < 0.12
     assert relative_error(values, vectors()) < 0.55
     assert relative_error(fitted(VALUES, 1.0, steps=2), vectors()) > 0.7
+
+
+def test_fewer_bits_are_the_first_rounds_of_more() -> None:
+    long, short = (fitted(KEYS, bits, steps=4).theta for bits in (2.25, 0.75))
+    assert long.shape[1] == 3
+    torch.testing.assert_close(long[:, :1], short, rtol=0, atol=0)
+
+
+def test_training_in_bfloat16_loses_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = []
+    for fast in (False, True):
+        monkeypatch.setattr(neural, "_fast_bfloat16", lambda fast=fast: fast)
+        errors.append(relative_error(fitted(VALUES, 1.0, steps=150), vectors()))
+    assert errors[0] != errors[1]
+    assert errors[1] < 1.03 * errors[0]
 
 
 @pytest.mark.parametrize(
