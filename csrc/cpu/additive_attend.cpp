@@ -22,6 +22,11 @@
 #include "cpu/each_level.h"
 
 namespace commvq {
+
+const AttendKernels& attend_kernels() {
+  return level_kernels();
+}
+
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -76,26 +81,6 @@ struct Attend {
   // Rows are padded to whole tiles; `tile` rows share their bins.
   int64_t padded, tile, part, padded_dim;
 
-  // Queries of a head in panels, as large as their inner products with keys allow, since they are
-  // rounded to whole numbers; a row's unit is what one of its numbers is worth.
-  void scale(const float* from, float* to, float* units) const {
-    std::fill(to, to + padded * plan.width, 0.0f);
-    std::fill(units, units + padded, 0.0f);
-    for (int64_t r = 0; r < queries; ++r, from += dim, to += plan.width) {
-      double square = 0.0;
-      for (int64_t d = 0; d < dim; ++d) {
-        square += static_cast<double>(from[d]) * from[d];
-      }
-      if (square > 0.0) {
-        const double factor = plan.most_query() / std::sqrt(square);
-        units[r] = static_cast<float>(1.0 / factor);
-        for (int64_t d = 0; d < dim; ++d) {
-          to[plan.places[d]] = static_cast<float>(from[d] * factor);
-        }
-      }
-    }
-  }
-
   // scores [tiles, some, tile] of the tokens [at, at + count), `some` >= count.
   void score(
       int64_t row, int64_t head, int64_t at, int64_t count, int64_t some, const Room& room) const {
@@ -105,18 +90,8 @@ struct Attend {
     for (int64_t token = at; token < end;) {
       const int64_t block = token / kTurn, offset = token % kTurn;
       const int64_t few = std::min(end, (block + 1) * kTurn) - token;
-      const float *cosines = turning + block * 2 * plan.pairs, *sines = cosines + plan.pairs;
-      if (!plan.plain) {
-        std::fill(room.angles.data(), room.angles.data() + half, 1.0f);
-        std::fill(room.angles.data() + half, room.angles.data() + width, 0.0f);
-        for (int64_t pair = 0; pair < plan.pairs; ++pair) {
-          room.angles[plan.pair_place(pair)] = cosines[pair];
-          room.angles[half + plan.pair_place(pair)] = sines[pair];
-        }
-        cosines = room.angles.data();
-        sines = cosines + half;
-      }
-      kernels.turn(room.scaled.data(), queries, width, cosines, sines, room.turned.data());
+      const float* angles = plan.angles_of(turning + block * 2 * plan.pairs, room.angles.data());
+      kernels.turn(room.scaled.data(), queries, width, angles, angles + half, room.turned.data());
       kernels.score(
           key_codes.at(row, head, token),
           key_codes.token_stride,
@@ -149,7 +124,12 @@ struct Attend {
     std::fill(bins.data(), bins.data() + tiles * bin_count, 0.0f);
     std::fill(own_peaks.data(), own_peaks.data() + padded, kNothing);
     std::fill(own_totals.data(), own_totals.data() + padded, 0.0f);
-    scale(query + (row * heads + head) * queries * dim, room.scaled.data(), room.units.data());
+    plan.scale(
+        query + (row * heads + head) * queries * dim,
+        queries,
+        padded,
+        room.scaled.data(),
+        room.units.data());
     for (int64_t at = begin; at < end; at += part) {
       const int64_t count = std::min(end - at, part);
       const int64_t some = (count + 3) / 4 * 4; // times `tile`: whole vectors
@@ -321,7 +301,7 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
   const Tensor q = torch::stable::contiguous(query), t = torch::stable::contiguous(turns);
   const Tensor s = torch::stable::contiguous(steps), f = torch::stable::contiguous(first);
   const int64_t* starts = f.const_data_ptr<int64_t>();
-  const AttendKernels& kernels = level_kernels();
+  const AttendKernels& kernels = attend_kernels();
   const KeyPlan plan(
       heads,
       key_books.size(1),

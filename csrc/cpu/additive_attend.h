@@ -66,6 +66,17 @@ struct AttendKernels {
       int16_t* keys,
       const Scores& scores);
 
+  // The last step of `score` by itself, for keys [count, width] and kQuad queries: score r of token
+  // t goes to scores[t * tile + r].
+  void (*multiply)(
+      const int16_t* keys,
+      int64_t count,
+      int64_t width,
+      const int16_t* query,
+      const float* unit,
+      float* scores,
+      int64_t tile);
+
   // Replaces `count` scores by cap * tanh(score / cap); `count` is a multiple of kSums.
   void (*cap)(float* scores, int64_t count, float cap);
 
@@ -100,5 +111,8 @@ struct AttendKernels {
       int64_t width,
       float* sums);
 };
+
+// The kernels of the level that simd_level() names.
+const AttendKernels& attend_kernels();
 
 } // namespace commvq

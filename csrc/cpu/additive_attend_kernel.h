@@ -252,6 +252,7 @@ static void spread_bins(
 static const AttendKernels kernels = {
     turn_queries,
     score_keys,
+    score_rows,
     cap_scores,
     raise_peaks,
     soften_scores,

@@ -324,6 +324,26 @@ COMMVQ_INLINE void turn_panel(int16_t* panel, const int16_t* cosine, const int16
   }
 }
 
+static void score_rows(
+    const int16_t* rows,
+    int64_t count,
+    int64_t width,
+    const int16_t* query,
+    const float* unit,
+    float* scores,
+    int64_t tile) {
+  for (int64_t r = 0; r < kQuad; ++r, query += width) {
+    for (int64_t token = 0; token < count; ++token) {
+      const int16_t* key = rows + token * width;
+      uint32_t sum = 0; // wraps, as vectors do, where the caller broke the promise
+      for (int64_t i = 0; i < width; ++i) {
+        sum += static_cast<uint32_t>(static_cast<int32_t>(key[i]) * query[i]);
+      }
+      scores[token * tile + r] = static_cast<float>(static_cast<int32_t>(sum)) * unit[r];
+    }
+  }
+}
+
 static void score_keys(
     const uint8_t* codes,
     int64_t stride,
@@ -351,17 +371,9 @@ static void score_keys(
       }
     }
   }
-  for (int64_t r = 0; r < rows; ++r) {
-    const int16_t* one = query + r * width;
+  for (int64_t r = 0; r < rows; r += kQuad) {
     float* to = scores.data + r / scores.tile * scores.tokens * scores.tile + r % scores.tile;
-    for (int64_t token = 0; token < count; ++token) {
-      const int16_t* key = keys + token * width;
-      uint32_t sum = 0; // wraps, as vectors do, where the caller broke the promise
-      for (int64_t i = 0; i < width; ++i) {
-        sum += static_cast<uint32_t>(static_cast<int32_t>(key[i]) * one[i]);
-      }
-      to[token * scores.tile] = static_cast<float>(static_cast<int32_t>(sum)) * unit[r];
-    }
+    score_rows(keys, count, width, query + r * width, unit + r, to, scores.tile);
   }
 }
 
