@@ -157,7 +157,7 @@ def command(
         from commvq_core.plots import plot_grid
 
         wanted = EvalOptions(
-            datasets=tuple(dataset or ("builtin",)),
+            datasets=tuple(dataset) if dataset else None,
             text_column=text_column,
             limit=limit,
             max_length=max_length,
@@ -180,7 +180,7 @@ def command(
             check_grid(chosen, png, overwrite=overwrite or resume)
         side = parse_side(only)
         check_codecs(codec or (), calibration, side)
-        iter_documents(wanted.datasets, text_column=text_column)
+        iter_documents(wanted.texts, text_column=text_column)
         artifacts = load_artifacts(codebook or ())
         loaded = load_model(model, device=device, dtype=dtype, progress=ui.progress)
         codecs = resolve_codecs(
@@ -192,7 +192,7 @@ def command(
             only=side,
             calibration=calibration,
         )
-        own = codecs[-1].own_cache
+        own = max((codec.own_cache for codec in codecs), key=len)
         if own:
             ui.progress.message(
                 f"{len(own)} of {len(loaded.spec.layers)} layers keep their own cache (a sliding "

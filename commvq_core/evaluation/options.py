@@ -14,6 +14,7 @@ BUILTIN = ("builtin",)
 
 # Options that only some tasks have a use for, as the command line calls them.
 _SPECIAL = {
+    "datasets": "--dataset",
     "lengths": "--lengths",
     "depths": "--depths",
     "subsets": "--subset",
@@ -39,7 +40,7 @@ class EvalOptions:
     Raises InputError for values that no task could use.
     """
 
-    datasets: tuple[str, ...] = BUILTIN
+    datasets: tuple[str, ...] | None = None
     text_column: str = "text"
     limit: int | None = None
     max_length: int | None = None
@@ -74,6 +75,11 @@ class EvalOptions:
             )
         if self.data_dir is not None and not self.data_dir.is_dir():
             raise InputError(f"--data-dir {self.data_dir} is no folder", "check the path")
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Where text is read from: `datasets`, or the builtin text."""
+        return self.datasets or BUILTIN
 
     def refuse_useless(self, task: str, uses: Collection[str]) -> None:
         """Raise InputError for an option that was given to a task which does not use it.

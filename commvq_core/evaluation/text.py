@@ -28,7 +28,7 @@ def text_windows(
 
     Windows are int64 [length]. Raises InputError when there are fewer than `at_least`.
     """
-    documents = iter_documents(options.datasets, split=_SPLIT, text_column=options.text_column)
+    documents = iter_documents(options.texts, split=_SPLIT, text_column=options.text_column)
     ids = pack_tokens(loaded.tokenizer, documents, limit * length)
     count = len(ids) // length
     if count < at_least:
@@ -48,7 +48,7 @@ def haystack_ids(
 
     Unlike packed windows it holds no end-of-text tokens, since it goes into a prompt.
     """
-    documents = iter_documents(options.datasets, split=_SPLIT, text_column=options.text_column)
+    documents = iter_documents(options.texts, split=_SPLIT, text_column=options.text_column)
     ids: list[int] = []
     for text in documents:
         piece = text.strip() + "\n\n"
@@ -60,7 +60,7 @@ def haystack_ids(
 
 def text_split(options: EvalOptions) -> str:
     """Which part of the text an evaluation reads: "heldout", of files the "whole", or "mixed"."""
-    kinds = {_SPLIT if has_splits(source) else "whole" for source in options.datasets}
+    kinds = {_SPLIT if has_splits(source) else "whole" for source in options.texts}
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 

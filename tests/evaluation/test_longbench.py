@@ -364,3 +364,6 @@ def test_options_of_other_tasks_are_refused(tmp_path: Path) -> None:
             make_task(name, EvalOptions(subsets=("trec",)))
         with pytest.raises(InputError, match=f"task {name} has no use for --data-dir"):
             make_task(name, EvalOptions(data_dir=tmp_path))
+    for name in ("longbench", "infinitebench", "gsm8k", "kv", "passkey"):
+        with pytest.raises(InputError, match=f"task {name} has no use for --dataset"):
+            make_task(name, EvalOptions(datasets=("essays.txt",)))

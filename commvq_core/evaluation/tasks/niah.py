@@ -72,7 +72,7 @@ class Needle(GridTask):
 
     name = "niah"
     unit = "needles"
-    uses = GridTask.uses | {"needles", "needle", "question"}
+    uses = GridTask.uses | {"datasets", "needles", "needle", "question"}
 
     def __init__(self, options: EvalOptions) -> None:
         super().__init__(options)

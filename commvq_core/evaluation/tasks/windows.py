@@ -29,6 +29,7 @@ class WindowTask(Task):
     """
 
     unit = "windows"
+    uses = frozenset({"datasets"})
     strict = True
 
     def __init__(self, options: EvalOptions) -> None:

@@ -80,7 +80,7 @@ class Ruler(Task):
     """
 
     name = "ruler"
-    uses = frozenset({"lengths", "subsets", "data_dir", "chat"})
+    uses = frozenset({"datasets", "lengths", "subsets", "data_dir", "chat"})
     has_grid = True
 
     def __init__(self, options: EvalOptions) -> None:
