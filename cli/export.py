@@ -22,6 +22,10 @@ def command(
             metavar="ID", help="Also upload it as this hub repository.", show_default=False
         ),
     ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Take an unfinished run: layers without codes stay exact."),
+    ] = False,
     overwrite: options.Overwrite = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -34,7 +38,7 @@ def command(
         from commvq_core.artifact import export_run
         from commvq_core.artifact import push_to_hub as upload
 
-        summary = export_run(run, out, overwrite=overwrite, progress=ui.progress)
+        summary = export_run(run, out, partial=partial, overwrite=overwrite, progress=ui.progress)
         if push_to_hub is not None:
             summary = {**summary, "hub": upload(out, push_to_hub)}
         ui.result(summary, lambda: facts("exported", summary))

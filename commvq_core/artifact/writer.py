@@ -18,6 +18,8 @@ from commvq_core.artifact.schema import (
     artifact_name,
     tensor_name,
 )
+from commvq_core.codecs.base import Codec
+from commvq_core.codecs.identity import IdentityCodec
 from commvq_core.errors import InputError, first_line
 from commvq_core.files import (
     check_output,
@@ -29,37 +31,48 @@ from commvq_core.files import (
 )
 from commvq_core.progress import Progress, Silent
 from commvq_core.run import Run
-from commvq_core.sides import SIDES
+from commvq_core.sides import SIDES, side_spec
 
 
 def export_run(
-    run: Path, out: Path, *, overwrite: bool = False, progress: Progress | None = None
+    run: Path,
+    out: Path,
+    *,
+    partial: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the artifact of the finished run folder `run` to `out`.
 
     The artifact is built beside `out` and moved there whole, so that an interrupted export leaves
-    what was there before. Returns its summary. Raises InputError for an unfinished run.
+    what was there before. `partial` takes an unfinished run too: a side of a layer that lacks a
+    codebook stays exact. Returns its summary, whose bits count the sides that have codes. Raises
+    InputError for a run that is unfinished, or that has nothing.
     """
     progress = progress or Silent()
     source = Run.open(run)
-    missing = source.missing_units()
-    if missing:
+    missing = set(source.missing_units())
+    if missing and not partial:
         raise InputError(
             f"{run} lacks {len(missing)} of {len(source.units())} codebooks",
-            "finish it with commvq train-codebook --resume",
+            "finish it with commvq train-codebook --resume, or give --partial to leave those "
+            "layers exact",
         )
     check_output(out, overwrite=overwrite)
     check_replaceable(out, TENSOR_FILE, "artifact")
     tensors: dict[str, Tensor] = {}
     layers: list[dict[str, Any]] = []
-    codecs = []
+    coded: list[Codec] = []
     compressible = source.spec.compressible
     with progress.task("exporting", total=len(compressible), unit="layers") as task:
         for layer in compressible:
             entry: dict[str, Any] = {"index": layer.index}
             for side in SIDES:
-                codec, distortion = source.codec(layer, side)
-                codecs.append(codec)
+                codec: Codec = IdentityCodec(side_spec(layer, side))
+                distortion = 0.0
+                if missing.isdisjoint(source.units_of(layer, side)):
+                    codec, distortion = source.codec(layer, side)
+                    coded.append(codec)
                 entry[side] = {
                     "codec": codec.name,
                     "config": codec.config(),
@@ -70,9 +83,13 @@ def export_run(
                     tensors[tensor_name(layer.index, side, name)] = tensor
             layers.append(entry)
             task.advance()
+    if not coded:
+        raise InputError(
+            f"{run} has no whole codebooks of any layer", "go on with commvq train-codebook"
+        )
     from commvq_core.cache.cache import mean_bits
 
-    bits = mean_bits(codecs)
+    bits = mean_bits(coded)
     config = {
         "format": FORMAT,
         "version": VERSION,
@@ -82,7 +99,7 @@ def export_run(
         "model": source.config["model"],
         "fingerprint": source.spec.fingerprint,
         "bits_per_element": bits,
-        "resident_bytes": sum(codec.resident_bytes for codec in codecs),
+        "resident_bytes": sum(codec.resident_bytes for codec in coded),
         "training": source.config,
         "attention": source.spec.to_json(),
         "layers": layers,

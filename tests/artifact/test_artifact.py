@@ -97,6 +97,29 @@ def test_an_unfinished_run_is_not_exported(folder: Path, tmp_path: Path) -> None
     assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
 
 
+def test_layers_without_codebooks_stay_exact_when_asked_for(folder: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(folder / "run", tmp_path / "run"))
+    (run / runs.UNITS[2]).unlink()  # a head of layer 0's values
+    summary = export_run(run, tmp_path / "artifact", partial=True)
+    loaded, whole = load_artifact(tmp_path / "artifact"), load_artifact(folder / "artifact")
+    assert [[codec.name for codec in loaded.codecs[layer]] for layer in (0, 2)] == [
+        ["additive", "identity"],
+        ["additive", "additive"],
+    ]
+    vectors = torch.randn(1, 2, 50, 8, generator=torch.Generator().manual_seed(0))
+    key, value = loaded.codecs[0]
+    assert torch.equal(key.encode(vectors), whole.codecs[0][0].encode(vectors))
+    assert torch.equal(value.decode(value.encode(vectors)), vectors)
+    assert summary["bits_per_element"] == loaded.bits_per_element == 1.0
+    assert summary["resident_bytes"] == loaded.resident_bytes
+    assert loaded.resident_bytes == whole.resident_bytes - whole.codecs[0][1].resident_bytes
+    for name in runs.UNITS:
+        (run / name).unlink(missing_ok=True)
+    with pytest.raises(InputError, match="has no whole codebooks of any layer"):
+        export_run(run, tmp_path / "empty", partial=True)
+    assert not (tmp_path / "empty").exists()
+
+
 def test_output_that_exists_is_refused_unless_told_to_overwrite_it(
     folder: Path, tmp_path: Path
 ) -> None:
