@@ -72,7 +72,7 @@ def attend(
     ]
     for tile, boundary in zip(tiles, boundaries, strict=True):
         _add_exact(layer, tile, boundary)
-    if not (len(tiles) == 1 and add_additive_codes(layer, tiles[0], boundaries[0])):
+    if not add_additive_codes(layer, tiles, boundaries):
         _add_codes(layer, tiles, boundaries)
     if sink_logits is not None:
         for tile in tiles:

@@ -24,6 +24,7 @@ __all__ = [
     "additive_attend",
     "additive_encode",
     "encoding_layout",
+    "most_rows",
     "native_available",
     "native_info",
     "pack_codes",
@@ -34,7 +35,7 @@ __all__ = [
 
 MAX_CODEWORDS = 256  # a code is one byte
 MAX_PRODUCT = 1024  # codewords of a product codebook
-MAX_QUERIES = 256  # rows of queries that share a KV head in one call of additive_attend
+MAX_QUERIES = 256  # rows of queries that share a KV head which additive_attend serves anywhere
 
 _NATIVE = load_native(Path(__file__).resolve().parent.parent)
 
@@ -47,6 +48,14 @@ def native_available() -> bool:
 def native_info() -> NativeInfo:
     """What runs the operators here, and if not compiled kernels, why."""
     return _NATIVE
+
+
+def most_rows(device: torch.device) -> int:
+    """How many rows of queries that share a KV head one call of `additive_attend` takes there.
+
+    For more of them, matrix products over decoded tokens are the way.
+    """
+    return MAX_QUERIES
 
 
 def additive_attend(
@@ -81,7 +90,7 @@ def additive_attend(
 
     Args:
         query: float32 [batch, kv_heads, queries, head_dim], scaled and rotated, pairs as
-            neighbours; the queries of all heads that share the KV head, at most 256.
+            neighbours; the queries of all heads that share the KV head, at most `most_rows`.
         key_codes, value_codes: uint8 [batch, kv_heads, at least `stop`, subs * stages]; may be a
             view, its last axis contiguous.
         key_books, value_books: int8 [kv_heads, subs, stages, 256, sub_dim]; sub_dim of keys even.
@@ -116,9 +125,10 @@ def additive_attend(
     _check_tensor("key_gains", key_gains, torch.uint8)
     _check_tensor("key_means", key_means, torch.int16)
     _check_int("stop", stop)
-    if query.dim() != 4 or not 1 <= query.shape[2] <= MAX_QUERIES:
+    most = most_rows(query.device)
+    if query.dim() != 4 or not 1 <= query.shape[2] <= most:
         raise ValueError(
-            f"query must be [batch, kv_heads, 1 to {MAX_QUERIES} queries, head_dim], "
+            f"query must be [batch, kv_heads, 1 to {most} queries, head_dim], "
             f"not {list(query.shape)}"
         )
     batch, heads, _, dim = query.shape
