@@ -67,6 +67,12 @@ def pack_codes(codes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return np.frombuffer(number.to_bytes((len(codes) * bits + 7) // 8, "little"), np.uint8)
 
 
+def unpack_codes(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int64]:
+    """One row of bytes as one little-endian integer: code i is its bits from i * bits on."""
+    number = int.from_bytes(packed.tobytes(), "little")
+    return np.array([number >> (i * bits) & (2**bits - 1) for i in range(count)])
+
+
 def rotate(
     x: NDArray[np.floating],
     angles: NDArray[np.floating],

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from commvq_core.ops import fake as _fake  # noqa: F401  (registers)
 from commvq_core.ops import reference as _reference  # noqa: F401  (registers)
+from commvq_core.ops.checks import check_bits, check_bytes, check_int, check_tensor, check_turns
 from commvq_core.ops.load import NativeInfo, load_native
+from commvq_core.ops.published import published_attend
 from commvq_core.ops.schema import ATTEND_BLOCK, packed_width
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "pack_codes",
     "packed_width",
     "product_estep",
+    "published_attend",
     "unpack_codes",
 ]
 
@@ -117,14 +120,11 @@ def additive_attend(
     for name, value in (
         ("query", query),
         ("value_scales", value_scales),
-        ("turns", turns),
-        ("steps", steps),
     ):
-        _check_tensor(name, value, torch.float32)
-    _check_tensor("first", first, torch.int64)
-    _check_tensor("key_gains", key_gains, torch.uint8)
-    _check_tensor("key_means", key_means, torch.int16)
-    _check_int("stop", stop)
+        check_tensor(name, value, torch.float32)
+    check_tensor("key_gains", key_gains, torch.uint8)
+    check_tensor("key_means", key_means, torch.int16)
+    check_int("stop", stop)
     most = most_rows(query.device)
     if query.dim() != 4 or not 1 <= query.shape[2] <= most:
         raise ValueError(
@@ -136,8 +136,8 @@ def additive_attend(
         ("key", key_codes, key_books),
         ("value", value_codes, value_books),
     ):
-        _check_tensor(f"{side}_codes", codes, torch.uint8)
-        _check_tensor(f"{side}_books", books, torch.int8)
+        check_tensor(f"{side}_codes", codes, torch.uint8)
+        check_tensor(f"{side}_books", books, torch.int8)
         fits = (
             books.dim() == 5
             and books.shape[0] == heads
@@ -169,20 +169,7 @@ def additive_attend(
             f"value_scales {list(value_scales.shape)} do not fit value_books "
             f"{list(value_books.shape)}"
         )
-    blocks = -(-stop // ATTEND_BLOCK)
-    if (
-        turns.dim() != 4
-        or turns.shape[0] not in (1, batch)
-        or turns.shape[1] < blocks
-        or turns.shape[2] != 2
-        or 2 * turns.shape[3] > dim
-        or list(steps.shape) != [ATTEND_BLOCK, 2, turns.shape[3]]
-        or list(first.shape) != [batch]
-    ):
-        raise ValueError(
-            f"turns {list(turns.shape)}, steps {list(steps.shape)} and first {list(first.shape)} "
-            f"do not fit query {list(query.shape)} and stop {stop}"
-        )
+    check_turns(query, turns, steps, first, stop)
     return torch.ops.commvq.additive_attend(
         query,
         key_codes,
@@ -222,8 +209,8 @@ def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
         TypeError: not a tensor, not float32, `beam` not an int.
         ValueError: shapes or devices that do not fit each other, `beam` below 1.
     """
-    _check_tensor("x", x, torch.float32)
-    _check_tensor("codebooks", codebooks, torch.float32)
+    check_tensor("x", x, torch.float32)
+    check_tensor("codebooks", codebooks, torch.float32)
     if x.dim() != 3:
         raise ValueError(f"x must be [groups, tokens, subs * sub_dim], not {list(x.shape)}")
     _check_codebooks(codebooks)
@@ -236,7 +223,7 @@ def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
         )
     if x.device != codebooks.device:
         raise ValueError(f"x is on {x.device} but codebooks is on {codebooks.device}")
-    _check_int("beam", beam)
+    check_int("beam", beam)
     if beam < 1:
         raise ValueError(f"beam must be at least 1, not {beam}")
     return torch.ops.commvq.additive_encode(x, codebooks, beam)
@@ -254,7 +241,7 @@ def encoding_layout(codebooks: Tensor) -> Tensor:
     Returns:
         A tensor equal to it whose codewords are contiguous along the codeword axis.
     """
-    _check_tensor("codebooks", codebooks, torch.float32)
+    check_tensor("codebooks", codebooks, torch.float32)
     _check_codebooks(codebooks)
     return codebooks.transpose(-1, -2).contiguous().transpose(-1, -2)
 
@@ -277,8 +264,8 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
         TypeError: not a uint8 tensor, `bits` not an int.
         ValueError: `bits` outside 1 to 8, or a tensor without axes.
     """
-    _check_bytes("codes", codes)
-    _check_bits(bits)
+    check_bytes("codes", codes)
+    check_bits(bits)
     return torch.ops.commvq.pack_codes(codes, bits)
 
 
@@ -309,7 +296,7 @@ def product_estep(
         ValueError: shapes that do not fit each other, no codeword, a temperature not above 0.
     """
     for name, value in (("products", products), ("norms", norms), ("table", table)):
-        _check_tensor(name, value, torch.float32)
+        check_tensor(name, value, torch.float32)
     if products.dim() != 2 or norms.dim() != 1 or table.dim() != 2:
         raise ValueError("products must be [n, 2 * count], norms [n] and table [count, count]")
     count = table.shape[0]
@@ -340,9 +327,9 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
         TypeError: not a uint8 tensor, `bits` or `count` not an int.
         ValueError: `bits` outside 1 to 8, or rows too short for `count` codes.
     """
-    _check_bytes("packed", packed)
-    _check_bits(bits)
-    _check_int("count", count)
+    check_bytes("packed", packed)
+    check_bits(bits)
+    check_int("count", count)
     if count < 0:
         raise ValueError(f"count must not be negative, not {count}")
     if packed.shape[-1] < packed_width(count, bits):
@@ -351,18 +338,6 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
             f"{packed_width(count, bits)}"
         )
     return torch.ops.commvq.unpack_codes(packed, bits, count)
-
-
-def _check_tensor(name: str, value: Tensor, dtype: torch.dtype) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
-    if value.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype}, not {value.dtype}")
-
-
-def _check_int(name: str, value: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
 
 
 def _check_codebooks(codebooks: Tensor) -> None:
@@ -376,15 +351,3 @@ def _check_codebooks(codebooks: Tensor) -> None:
         raise ValueError(f"codebooks must have 1 to {MAX_CODEWORDS} codewords, not {codewords}")
     if min(subs, stages, sub_dim) < 1:
         raise ValueError(f"codebooks must have no empty axis, not {list(codebooks.shape)}")
-
-
-def _check_bytes(name: str, value: Tensor) -> None:
-    _check_tensor(name, value, torch.uint8)
-    if value.dim() < 1:
-        raise ValueError(f"{name} must have at least one axis")
-
-
-def _check_bits(bits: int) -> None:
-    _check_int("bits", bits)
-    if not 1 <= bits <= 8:
-        raise ValueError(f"bits must be 1 to 8, not {bits}")

@@ -53,9 +53,35 @@ def product_estep(
     )
 
 
+def published_attend(
+    query: Tensor,
+    key_codes: Tensor,
+    key_words: Tensor,
+    value_codes: Tensor,
+    groups: int,
+    turns: Tensor,
+    steps: Tensor,
+    first: Tensor,
+    stop: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        query.new_empty((*query.shape[:3], 2 * groups)),
+        query.new_empty(query.shape[:3]),
+        query.new_empty(query.shape[:3]),
+    )
+
+
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     return packed.new_empty((*packed.shape[:-1], count))
 
 
-for _function in (additive_attend, additive_encode, pack_codes, product_estep, unpack_codes):
+for _function in (
+    additive_attend,
+    additive_encode,
+    pack_codes,
+    product_estep,
+    published_attend,
+    unpack_codes,
+):
     torch.library.register_fake(f"{NAMESPACE}::{_function.__name__}", _function, lib=LIBRARY)

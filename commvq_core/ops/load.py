@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from commvq_core.ops.schema import FIT_OPS, NAMESPACE, OPS
+from commvq_core.ops.schema import CPU_OPS, NAMESPACE, OPS
 
 DISABLE = "COMMVQ_NO_NATIVE"  # set to 1: never load compiled kernels
 SIMD = "COMMVQ_SIMD"  # read by the kernels: the highest SIMD level they may use
@@ -20,9 +20,9 @@ class NativeInfo:
     """What runs the operators in this process.
 
     `path` is the compiled file, `simd` the level its kernels chose on this machine ("avx512",
-    "avx2" or "portable"), `backends` those with a kernel for every operator that a running model
-    calls ("cpu", "cuda"). When nothing was loaded, `reason` says why in one line and the rest is
-    empty.
+    "avx2" or "portable"), `backends` those with a kernel for every operator that a model on the
+    default preset's codes calls ("cpu", "cuda"). When nothing was loaded, `reason` says why in one
+    line and the rest is empty.
     """
 
     available: bool
@@ -64,5 +64,5 @@ def _backends() -> tuple[str, ...]:
     return tuple(
         key.lower()
         for key in ("CPU", "CUDA")
-        if all(has_kernel(f"{NAMESPACE}::{name}", key) for name in OPS if name not in FIT_OPS)
+        if all(has_kernel(f"{NAMESPACE}::{name}", key) for name in OPS if name not in CPU_OPS)
     )

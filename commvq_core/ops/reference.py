@@ -6,9 +6,18 @@ kernel for a backend takes precedence by being registered and callers never choo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from commvq_core.ops.published import (
+    PATTERN_BITS,
+    PATTERNS,
+    ROUND_CODE_BITS,
+    ROUND_CODEWORDS,
+    split_norm,
+)
 from commvq_core.ops.schema import ATTEND_BLOCK, LIBRARY, packed_width
 
 # Candidates (float32) held at once: 32 MB. Tokens are taken in chunks of as many as this allows.
@@ -33,17 +42,39 @@ def additive_attend(
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `commvq_core.ops.additive_attend`."""
+    gains = key_gains.float()
+
+    def decoded(part: slice) -> tuple[Tensor, Tensor]:
+        keys = _decoded(key_codes[:, :, part], key_books, gains) + key_means[:, None].float()
+        return keys, _decoded(value_codes[:, :, part], value_books, value_scales)
+
+    return _attend(query, decoded, turns, steps, first, stop, softcap)
+
+
+def _attend(
+    query: Tensor,
+    decoded: Callable[[slice], tuple[Tensor, Tensor]],
+    turns: Tensor,
+    steps: Tensor,
+    first: Tensor,
+    stop: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention over tokens that `decoded` decodes, some at a time: (weighted, peak, total).
+
+    It gives keys [batch, heads, n, dim] before rotation and what is weighted, [batch, heads or 1,
+    n, width].
+    """
     rotary, device = 2 * turns.shape[3], query.device
     start_turn = torch.complex(turns[..., 0, :].contiguous(), turns[..., 1, :].contiguous())
     step_turn = torch.complex(steps[..., 0, :].contiguous(), steps[..., 1, :].contiguous())
-    gains = key_gains.float()
-    weighted = torch.zeros_like(query)
+    width = decoded(slice(0, 0))[1].shape[-1]
+    weighted = query.new_zeros((*query.shape[:3], width))
     peak = query.new_full(query.shape[:3], -torch.inf)
     total = torch.zeros_like(peak)
     for start in range(0, stop, TOKENS_AT_ONCE):
         tokens = torch.arange(start, min(stop, start + TOKENS_AT_ONCE), device=device)
-        part = slice(start, start + len(tokens))
-        keys = _decoded(key_codes[:, :, part], key_books, gains) + key_means[:, None].float()
+        keys, values = decoded(slice(start, start + len(tokens)))
         turn = start_turn[:, tokens // ATTEND_BLOCK] * step_turn[tokens % ATTEND_BLOCK]
         pairs = torch.view_as_complex(keys[..., :rotary].unflatten(-1, (-1, 2)).contiguous())
         turned = torch.view_as_real(pairs * turn[:, None]).flatten(-2)
@@ -58,10 +89,45 @@ def additive_attend(
         weights = torch.exp(scores - safe[..., None])
         old = torch.exp(peak - safe)
         total = total * old + weights.sum(dim=-1)
-        values = _decoded(value_codes[:, :, part], value_books, value_scales)
         weighted = weighted * old[..., None] + weights @ values
         peak = now
     return weighted, peak, total
+
+
+def published_attend(
+    query: Tensor,
+    key_codes: Tensor,
+    key_words: Tensor,
+    value_codes: Tensor,
+    groups: int,
+    turns: Tensor,
+    steps: Tensor,
+    first: Tensor,
+    stop: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `commvq_core.ops.published_attend`."""
+    heads, rounds = key_words.shape[:2]
+    pairs = query.shape[3] // 2
+    # Real parts of all pairs, then imaginary ones; one row for every codeword of all heads.
+    table = key_words.float().transpose(-3, -2).flatten(-2)[..., :pairs].flatten(-2).flatten(0, 2)
+    books = torch.arange(heads * rounds, device=query.device) * ROUND_CODEWORDS
+    patterns = torch.tensor(PATTERNS, device=query.device)
+
+    def decoded(part: slice) -> tuple[Tensor, Tensor]:
+        norm, packed = split_norm(key_codes[:, 0, part])
+        codes = unpack_codes(packed, ROUND_CODE_BITS, 2 * heads * rounds).int()
+        index = codes.unflatten(-1, (heads * rounds, 2)) + books.int()[:, None]
+        rows = index.unflatten(2, (heads, rounds)).transpose(-1, -2)  # [batch, n, heads, 2, rounds]
+        sums = torch.nn.functional.embedding_bag(rows.reshape(-1, rounds), table, mode="sum")
+        a, b = sums.view(*rows.shape[:-1], 2, pairs).unbind(dim=3)
+        re, im = a[..., 0, :] - b[..., 1, :], a[..., 1, :] + b[..., 0, :]  # of a + i b
+        keys = torch.stack((re, im), dim=-1).flatten(-2) * norm[..., None, None]
+        norm, packed = split_norm(value_codes[:, 0, part])
+        ones = patterns[unpack_codes(packed, PATTERN_BITS, groups).int()].flatten(-2)
+        return keys.transpose(1, 2), (ones * norm[..., None])[:, None]
+
+    return _attend(query, decoded, turns, steps, first, stop, softcap)
 
 
 def _decoded(codes: Tensor, books: Tensor, scales: Tensor) -> Tensor:
@@ -203,5 +269,12 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     return (stream.unflatten(-1, (count, bits)) << shifts).sum(dim=-1, dtype=torch.uint8)
 
 
-for _function in (additive_attend, additive_encode, pack_codes, product_estep, unpack_codes):
+for _function in (
+    additive_attend,
+    additive_encode,
+    pack_codes,
+    product_estep,
+    published_attend,
+    unpack_codes,
+):
     LIBRARY.impl(_function.__name__, _function, "CompositeExplicitAutograd")

@@ -16,10 +16,14 @@ SCHEMAS = (
     "pack_codes(Tensor codes, int bits) -> Tensor",
     "product_estep(Tensor products, Tensor norms, Tensor table, float temperature, bool squared) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
+    "published_attend(Tensor query, Tensor key_codes, Tensor key_words, Tensor value_codes, "
+    "int groups, Tensor turns, Tensor steps, Tensor first, int stop, float softcap) "
+    "-> (Tensor, Tensor, Tensor)",
     "unpack_codes(Tensor packed, int bits, int count) -> Tensor",
 )
 OPS = tuple(schema.partition("(")[0] for schema in SCHEMAS)
-FIT_OPS = ("product_estep",)  # only fitting calls these; on a GPU the PyTorch reference serves
+# What fitting and the published preset call: on a GPU the PyTorch reference serves.
+CPU_OPS = ("product_estep", "published_attend")
 
 # Kept for as long as the process lives: dropping it would unregister the operators.
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from commvq_core.ops import ATTEND_BLOCK
+from commvq_core.ops import ATTEND_BLOCK, packed_width
 
 
 def gaussian(
@@ -78,6 +78,12 @@ def attention(
     values = side(127)
     scales = 0.02 * torch.rand((heads, subs, stages), generator=generator)
     query = spread / 3000 * torch.randn(batch, heads, queries, dim, generator=generator)
+    first = torch.arange(batch) * 7
+    return query, *keys, gains, means, group, *values, scales, *turns(tokens, rotary, rows), first
+
+
+def turns(tokens: int, rotary: int, rows: int) -> tuple[Tensor, Tensor]:
+    """How tokens turn, as attention takes it: at the starts of blocks, and within them."""
     frequencies = 100.0 ** -torch.linspace(0, 1, rotary // 2, dtype=torch.float64)
     shift = torch.arange(rows)[:, None] - 5  # positions may begin below zero, at padding
     starts = torch.arange(0, max(tokens, 1), ATTEND_BLOCK) + shift
@@ -86,6 +92,37 @@ def attention(
         angles = positions[..., None] * frequencies
         return torch.stack((angles.cos(), angles.sin()), dim=-2).float()
 
-    turns = turned(starts), turned(torch.arange(ATTEND_BLOCK))
+    return turned(starts), turned(torch.arange(ATTEND_BLOCK))
+
+
+def published(
+    batch: int = 2,
+    heads: int = 2,
+    queries: int = 3,
+    dim: int = 16,
+    tokens: int = 100,
+    rounds: int = 3,
+    groups: int = 10,
+    rotary: int = 16,
+    rows: int = 1,
+    spread: float = 0.3,
+) -> tuple[Any, ...]:
+    """Arguments of ops.published_attend but the last two; rows begin at different tokens."""
+    generator = torch.Generator().manual_seed(12)
+
+    def side(count: int, bits: int) -> Tensor:
+        shape = (batch, 1, tokens, packed_width(count, bits))
+        codes = torch.randint(256, shape, generator=generator).to(torch.uint8)
+        norms = (0.5 + torch.rand(*shape[:3], 1, generator=generator)).half()
+        return torch.cat((norms.view(torch.uint8), codes), dim=-1)
+
+    panels = -(-dim // 64)
+    most = 23000 // (2 * rounds)
+    shape = (heads, rounds, 64, panels, 2, 32)
+    words = torch.randint(-most, most + 1, shape, generator=generator)
+    pairs = torch.arange(panels * 32).view(panels, 1, 32)
+    words = torch.where(pairs < dim // 2, words, 0).to(torch.int16)
+    query = spread / 3000 * torch.randn(batch, heads, queries, dim, generator=generator)
+    keys, values = side(heads * rounds * 2, 6), side(groups, 2)
     first = torch.arange(batch) * 7
-    return query, *keys, gains, means, group, *values, scales, *turns, first
+    return query, keys, words, values, groups, *turns(tokens, rotary, rows), first

@@ -16,7 +16,7 @@ import torch
 
 from commvq_core import ops
 from commvq_core.ops.load import load_native
-from tests.ops.cases import attention, gaussian, integers, product
+from tests.ops.cases import attention, gaussian, integers, product, published
 
 REPOSITORY = Path(__file__).parents[2]
 REPORT = """
@@ -62,6 +62,8 @@ def rounded_digest() -> str:
         for part in ops.product_estep(*product(tokens, 20), 0.3):
             found.update(part.numpy().tobytes())
         for part in ops.additive_attend(*attention(tokens=tokens, dim=40), tokens, 3.0):
+            found.update(part.numpy().tobytes())
+        for part in ops.published_attend(*published(tokens=tokens, dim=40), tokens, 3.0):
             found.update(part.numpy().tobytes())
     return found.hexdigest()
 
@@ -140,6 +142,8 @@ def test_operators_pass_opcheck() -> None:
         (torch.ops.commvq.unpack_codes, (packed, 4, codes.shape[-1])),
         (torch.ops.commvq.unpack_codes, (packed, 4, 0)),
         (torch.ops.commvq.product_estep, (*product(9, 5), 0.1, False)),
+        (torch.ops.commvq.published_attend, (*published(), 90, 0.0)),
+        (torch.ops.commvq.published_attend, (*published(rotary=0), 0, 5.0)),
         (torch.ops.commvq.product_estep, (*product(0, 5), 0.1, True)),
     ]
     for operator, arguments in calls:
