@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,17 @@ from commvq_core.files import atomic_write, write_text
 from commvq_core.plots import figure_class
 
 _PLOTS_A_ROW = 3
+_BITS = re.compile(r"-\d+(?:\.\d+)?(?:bit)?(-(?:key|value)s)?(?::.*)?$")
 _STYLE = (
     "body{font-family:sans-serif;margin:2em}table{border-collapse:collapse;margin:1em 0}"
     "td,th{border:1px solid #ccc;padding:.2em .6em;text-align:right}"
     "td:first-child,th:first-child{text-align:left}.other{color:#888}img{max-width:100%}"
 )
+
+
+def method_of(codec: str) -> str:
+    """A codec's name without its bits: "kivi-2" and "kivi-4" are one method, "kivi"."""
+    return _BITS.sub(r"\1", codec)
 
 
 def table_cells(table: Table) -> tuple[list[str], list[list[Any]], list[str]]:
@@ -86,7 +93,8 @@ def write_png(tables: Sequence[Table], path: Path) -> None:
 
 
 def _png(tables: Sequence[Table]) -> bytes:
-    """A plot a metric: its value against bits, fp16 as a line, hollow what can't be compared."""
+    """A plot a metric: its value against bits, a line a method, fp16 as a dashed one, and hollow
+    what can't be compared."""
     wanted = [(table, column) for table in tables for column in table.columns]
     rows = -(-len(wanted) // _PLOTS_A_ROW)
     columns = min(_PLOTS_A_ROW, len(wanted))
@@ -114,18 +122,34 @@ def _plot(axes: Any, table: Table, column: str) -> None:
     if baseline is not None and (baseline > 0 or axes.get_yscale() == "linear"):
         axes.axhline(baseline, color="black", linestyle="--", linewidth=1, label=BASELINE)
         axes.legend(fontsize="small")
-    for row, value in points:
-        _point(axes, row, value)
+    for method, own in _methods(points).items():
+        colour = f"C{_place(table, method) % 10}"
+        like = sorted((row.bits_per_element, value) for row, value in own if not row.why)
+        if len(like) > 1:
+            axes.plot(*zip(*like, strict=True), "-", color=colour, alpha=0.5)
+        for row, value in own:
+            _point(axes, row, value, colour)
     axes.set_xlabel("bits an element")
     axes.set_ylabel(f"{column} ({'smaller' if smaller_is_better(column) else 'larger'} is better)")
     axes.set_title(_title(table), fontsize="small")
     axes.grid(alpha=0.3)
 
 
-def _point(axes: Any, row: Row, value: float) -> None:
-    own = "tab:blue" if row.codec.startswith("commvq") else "tab:orange"
-    face = "none" if row.why else own
-    axes.plot([row.bits_per_element], [value], "o", color=own, markerfacecolor=face)
+def _methods(points: Sequence[tuple[Row, float]]) -> dict[str, list[tuple[Row, float]]]:
+    found: dict[str, list[tuple[Row, float]]] = {}
+    for row, value in points:
+        found.setdefault(method_of(row.codec), []).append((row, value))
+    return found
+
+
+def _place(table: Table, method: str) -> int:
+    """The same for a method in every plot of a table, whichever metrics it has."""
+    return list(dict.fromkeys(method_of(row.codec) for row in table.rows)).index(method)
+
+
+def _point(axes: Any, row: Row, value: float, colour: str) -> None:
+    face = "none" if row.why else colour
+    axes.plot([row.bits_per_element], [value], "o", color=colour, markerfacecolor=face)
     axes.annotate(
         row.codec,
         (row.bits_per_element, value),

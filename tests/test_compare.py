@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from commvq_core.compare import compare_files, differences, flat_metrics, smaller_is_better
-from commvq_core.comparison import markdown, table_cells
+from commvq_core.comparison import markdown, method_of, table_cells
 from commvq_core.errors import InputError
 from tests.cli.helpers import refusal, succeed, succeed_json
 
@@ -128,6 +128,22 @@ def test_which_way_is_better() -> None:
     up = ("score", "accuracy", "top1_agreement", "exact_match", "arc acc")
     assert all(smaller_is_better(column) for column in down)
     assert not any(smaller_is_better(column) for column in up)
+
+
+@pytest.mark.parametrize(
+    ("codec", "method"),
+    [
+        ("kivi-2", "kivi"),
+        ("hf-quanto-4", "hf-quanto"),
+        ("commvq-1.5bit", "commvq"),
+        ("commvq-1bit-keys", "commvq-keys"),
+        ("commvq-1bit:runs/b-2", "commvq"),
+        ("published-1.06bit", "published"),
+        ("fp16", "fp16"),
+    ],
+)
+def test_codecs_that_differ_in_bits_are_one_method(codec: str, method: str) -> None:
+    assert method_of(codec) == method
 
 
 def test_the_command_writes_all_its_files(tmp_path: Path) -> None:

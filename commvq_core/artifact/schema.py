@@ -23,9 +23,9 @@ def tensor_name(layer: int, side: str, tensor: str) -> str:
     return f"layers.{layer}.{side}.{tensor}"
 
 
-def artifact_name(bits: float) -> str:
-    """ "commvq-1bit", as results and benchmarks call it."""
-    return f"commvq-{round(bits, 2):g}bit"
+def artifact_name(bits: float, preset: str = "default") -> str:
+    """ "commvq-1bit", or "published-1.06bit", as results and benchmarks call it."""
+    return f"{'commvq' if preset == 'default' else preset}-{round(bits, 2):g}bit"
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def export_run(
     config = {
         "format": FORMAT,
         "version": VERSION,
-        "name": artifact_name(bits),
+        "name": artifact_name(bits, source.config["preset"]),
         "method": "commvq",
         "preset": source.config["preset"],
         "model": source.config["model"],

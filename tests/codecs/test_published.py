@@ -217,6 +217,7 @@ def test_the_preset_trains_resumes_and_exports(
     artifact = load_artifact(tmp_path / "artifact")
     assert artifact.bits_per_element == pytest.approx(summary["bits_per_element"])
     assert exported["bits_per_element"] == pytest.approx(summary["bits_per_element"])
+    assert artifact.name == f"published-{round(artifact.bits_per_element, 2):g}bit"
     assert {codec.name for pair in artifact.codecs.values() for codec in pair} == {
         "published-key",
         "neural-value",
