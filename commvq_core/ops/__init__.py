@@ -39,8 +39,10 @@ __all__ = [
 MAX_CODEWORDS = 256  # a code is one byte
 MAX_PRODUCT = 1024  # codewords of a product codebook
 MAX_QUERIES = 256  # rows of queries that share a KV head which additive_attend serves anywhere
+MANY_QUERIES = 1 << 20  # where its kernels are made for a prompt's
 
 _NATIVE = load_native(Path(__file__).resolve().parent.parent)
+_FOR_MANY = {"cpu"} & set(_NATIVE.backends)
 
 
 def native_available() -> bool:
@@ -58,7 +60,7 @@ def most_rows(device: torch.device) -> int:
 
     For more of them, matrix products over decoded tokens are the way.
     """
-    return MAX_QUERIES
+    return MANY_QUERIES if device.type in _FOR_MANY else MAX_QUERIES
 
 
 def additive_attend(

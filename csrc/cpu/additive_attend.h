@@ -15,6 +15,9 @@ constexpr int64_t kHalf = 32;  // of them, real or imaginary parts
 constexpr int64_t kTurn = 32;  // tokens that share one turn of the query
 constexpr int64_t kQuad = 4;   // query rows are scored in fours
 constexpr int64_t kSums = 16;  // partial sums of a vertical reduction, whatever the level
+// Where there are many rows of queries, decoded tokens are multiplied with kTile rows at a time.
+constexpr int64_t kTile = 12;
+constexpr int64_t kBlock = 256; // tokens decoded at once, so that they stay in L2
 
 // Dims [begin, begin + count) of sub-vector `sub`.
 struct Panel {
@@ -37,6 +40,20 @@ struct KeyHead {
 struct Scores {
   float* data;
   int64_t tokens, tile;
+};
+
+// One head's values, each `factors` [subs, stages] times words [subs, stages, 256, sub_dim] added
+// up.
+struct ValueHead {
+  int64_t subs, stages, sub_dim;
+  const int8_t* words;
+  const float* factors; // a value is within int16 for any codes
+};
+
+// The softmax so far of kTile rows, in arrays of kSums, and what one more block does to it: sums of
+// values so far count `keep` times, a weighted value of the block `gain` times.
+struct Softmax {
+  float *peaks, *totals, *keep, *gain;
 };
 
 struct AttendKernels {
@@ -109,6 +126,54 @@ struct AttendKernels {
       float scale,
       int64_t rows,
       int64_t width,
+      float* sums);
+
+  // The rest is for many rows of queries.
+
+  // Decodes `count` <= kTurn keys into rows [count, head.width], rotated by `steps` as in `score`
+  // and then all by one `turn` (cosines [width / 2], then sines).
+  void (*decode_keys)(
+      const uint8_t* codes,
+      int64_t stride,
+      int64_t count,
+      const KeyHead& head,
+      const int16_t* steps,
+      const int16_t* turn,
+      int16_t* keys);
+
+  // Decodes values, rounded to whole numbers, into rows `width` apart.
+  void (*decode_values)(
+      const uint8_t* codes,
+      int64_t stride,
+      int64_t count,
+      const ValueHead& head,
+      int64_t width,
+      int16_t* values);
+
+  // Inner products of kTile queries [.., dim] with `sixteens` times 16 tokens, whose pairs of
+  // neighbouring dims are [sixteens, dim / 2, 16]: scores [kTile, kBlock].
+  void (*products)(
+      const int16_t* query, int64_t dim, const int32_t* keys, int64_t sixteens, int32_t* scores);
+
+  // Makes weights [kTile, kBlock] of the first `count` scores of each row, which are worth `unit`
+  // [kTile] each: whole numbers up to 32500 of which a row adds up to 65000 at most, but for
+  // rounding. Leaves `scores` as it likes; weights of up to 15 tokens more are 0.
+  void (*weigh)(
+      int32_t* scores,
+      int64_t count,
+      const float* unit,
+      float cap,
+      int16_t* weights,
+      const Softmax& softmax);
+
+  // sums [kTile, width] = keep * sums + gain * (weights times values) over pairs of tokens, whose
+  // values are [pairs, width]; width is a multiple of 16.
+  void (*accumulate)(
+      const int16_t* weights,
+      const int32_t* values,
+      int64_t pairs,
+      int64_t width,
+      const Softmax& softmax,
       float* sums);
 };
 

@@ -65,14 +65,18 @@ COMMVQ_INLINE Lanes weight_of(Lanes x) {
   return x > least ? exponential(x) : Lanes{};
 }
 
-// tanh(x) = sign(x) (1 - e) / (1 + e) with e = exp(-2 |x|).
+// cap * tanh(score / cap), with tanh(x) = sign(x) (1 - e) / (1 + e) and e = exp(-2 |x|).
+COMMVQ_INLINE Lanes capped(Lanes score, float cap) {
+  const Lanes x = score * broadcast(1.0f / cap), none = broadcast(0.0f);
+  const Lanes positive = x > none ? x : -x;
+  const Lanes e = weight_of(broadcast(-2.0f) * positive);
+  const Lanes value = broadcast(cap) * ((broadcast(1.0f) - e) / (broadcast(1.0f) + e));
+  return x > none ? value : -value;
+}
+
 static void cap_scores(float* scores, int64_t count, float cap) {
   for (int64_t t = 0; t < count; t += COMMVQ_LANES) {
-    const Lanes x = load(scores + t) * broadcast(1.0f / cap), none = broadcast(0.0f);
-    const Lanes positive = x > none ? x : -x;
-    const Lanes e = weight_of(broadcast(-2.0f) * positive);
-    const Lanes value = broadcast(cap) * ((broadcast(1.0f) - e) / (broadcast(1.0f) + e));
-    store(scores + t, x > none ? value : -value);
+    store(scores + t, capped(load(scores + t), cap));
   }
 }
 
@@ -249,6 +253,8 @@ static void spread_bins(
   }
 }
 
+#include "cpu/additive_attend_products.h"
+
 static const AttendKernels kernels = {
     turn_queries,
     score_keys,
@@ -258,4 +264,9 @@ static const AttendKernels kernels = {
     soften_scores,
     collect_weights,
     lower_bins,
-    spread_bins};
+    spread_bins,
+    decode_keys,
+    decode_values,
+    multiply_keys,
+    weigh_scores,
+    accumulate_values};

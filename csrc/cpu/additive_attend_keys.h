@@ -219,6 +219,21 @@ static void score_rows(
 }
 
 template <int group>
+COMMVQ_INLINE void decode_group(
+    const uint8_t* codes,
+    int64_t stride,
+    int64_t count,
+    const KeyHead& head,
+    const int16_t* steps,
+    int16_t* keys) {
+  for (int64_t p = 0; p < head.panel_count; ++p) {
+    const bool whole = head.sub_dim == kPanel;
+    const auto decode = whole ? decode_rows<group, true> : decode_rows<group, false>;
+    decode(codes, stride, count, head, p, steps, keys);
+  }
+}
+
+template <int group>
 static void score_group(
     const uint8_t* codes,
     int64_t stride,
@@ -243,10 +258,7 @@ static void score_group(
     score(codes, stride, count, head, steps, query, unit, scores.data, scores.tile);
     return;
   }
-  for (int64_t p = 0; p < head.panel_count; ++p) {
-    const auto decode = whole ? decode_rows<group, true> : decode_rows<group, false>;
-    decode(codes, stride, count, head, p, steps, keys);
-  }
+  decode_group<group>(codes, stride, count, head, steps, keys);
   for (int64_t r = 0; r < rows; r += kQuad) {
     float* to = scores.data + r / scores.tile * scores.tokens * scores.tile + r % scores.tile;
     score_rows(keys, count, head.width, query + r * head.width, unit + r, to, scores.tile);
@@ -268,6 +280,34 @@ static void score_keys(
                      : head.group == 2 ? score_group<2>
                                        : score_group<1>;
   score(codes, stride, count, head, steps, query, rows, unit, keys, scores);
+}
+
+static void decode_keys(
+    const uint8_t* codes,
+    int64_t stride,
+    int64_t count,
+    const KeyHead& head,
+    const int16_t* steps,
+    const int16_t* turn,
+    int16_t* keys) {
+  if (head.group == 4) {
+    decode_group<4>(codes, stride, count, head, steps, keys);
+  } else if (head.group == 2) {
+    decode_group<2>(codes, stride, count, head, steps, keys);
+  } else {
+    decode_group<1>(codes, stride, count, head, steps, keys);
+  }
+  for (int64_t token = 0; token < count; ++token) {
+    for (int64_t p = 0; p < head.panel_count; ++p) {
+      int16_t* at = keys + token * head.width + p * kPanel;
+      if (head.turns[p] != 0) {
+        const Pairs key = {_mm512_loadu_si512(at), _mm512_loadu_si512(at + kHalf)};
+        const Pairs last = turned(key, turn + p * kHalf, head.width);
+        _mm512_storeu_si512(at, last.re);
+        _mm512_storeu_si512(at + kHalf, last.im);
+      }
+    }
+  }
 }
 
 #else
@@ -344,17 +384,15 @@ static void score_rows(
   }
 }
 
-static void score_keys(
+// `turn` may be null: none.
+COMMVQ_INLINE void decode_rows(
     const uint8_t* codes,
     int64_t stride,
     int64_t count,
     const KeyHead& head,
     const int16_t* steps,
-    const int16_t* query,
-    int64_t rows,
-    const float* unit,
-    int16_t* keys,
-    const Scores& scores) {
+    const int16_t* turn,
+    int16_t* keys) {
   const int64_t width = head.width;
   for (int64_t p = 0; p < head.panel_count; ++p) {
     const uint8_t* code = codes + head.panels[p].sub * head.stages;
@@ -368,9 +406,38 @@ static void score_keys(
       if (head.turns[p] != 0) {
         const int16_t* step = steps + token * width + p * kHalf;
         turn_panel(to, step, step + width / 2);
+        if (turn != nullptr) {
+          turn_panel(to, turn + p * kHalf, turn + p * kHalf + width / 2);
+        }
       }
     }
   }
+}
+
+static void decode_keys(
+    const uint8_t* codes,
+    int64_t stride,
+    int64_t count,
+    const KeyHead& head,
+    const int16_t* steps,
+    const int16_t* turn,
+    int16_t* keys) {
+  decode_rows(codes, stride, count, head, steps, turn, keys);
+}
+
+static void score_keys(
+    const uint8_t* codes,
+    int64_t stride,
+    int64_t count,
+    const KeyHead& head,
+    const int16_t* steps,
+    const int16_t* query,
+    int64_t rows,
+    const float* unit,
+    int16_t* keys,
+    const Scores& scores) {
+  const int64_t width = head.width;
+  decode_rows(codes, stride, count, head, steps, nullptr, keys);
   for (int64_t r = 0; r < rows; r += kQuad) {
     float* to = scores.data + r / scores.tile * scores.tokens * scores.tile + r % scores.tile;
     score_rows(keys, count, width, query + r * width, unit + r, to, scores.tile);

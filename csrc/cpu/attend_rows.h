@@ -65,6 +65,15 @@ struct RowPlan {
     return 2147483647.0 * 0.99 / (kMostKey * std::sqrt(static_cast<double>(subs * sub_dim)));
   }
 
+  // What makes a query [dim] that long; 0 for one of zeros.
+  double factor_of(const float* query) const {
+    double square = 0.0;
+    for (int64_t d = 0; d < subs * sub_dim; ++d) {
+      square += static_cast<double>(query[d]) * query[d];
+    }
+    return square > 0.0 ? most_query() / std::sqrt(square) : 0.0;
+  }
+
   // `count` queries [dim] in panels, as large as their inner products with keys allow, since they
   // are rounded to whole numbers; a row's unit is what one of its numbers is worth. Rows up to
   // `padded` are zeros.
@@ -73,12 +82,8 @@ struct RowPlan {
     std::fill(to, to + padded * width, 0.0f);
     std::fill(units, units + padded, 0.0f);
     for (int64_t r = 0; r < count; ++r, from += dim, to += width) {
-      double square = 0.0;
-      for (int64_t d = 0; d < dim; ++d) {
-        square += static_cast<double>(from[d]) * from[d];
-      }
-      if (square > 0.0) {
-        const double factor = most_query() / std::sqrt(square);
+      const double factor = factor_of(from);
+      if (factor > 0.0) {
         units[r] = static_cast<float>(1.0 / factor);
         for (int64_t d = 0; d < dim; ++d) {
           to[places[d]] = static_cast<float>(from[d] * factor);
@@ -103,7 +108,7 @@ struct RowPlan {
     return angles;
   }
 
- private:
+  // A cosine or sine in units of 2^-15.
   static int16_t fixed(float x) {
     return static_cast<int16_t>(std::clamp(std::nearbyint(x * 32768.0f), -32768.0f, 32767.0f));
   }

@@ -1,4 +1,4 @@
-"""Decoding goes through the native operator where it can, and gives the same where it can't."""
+"""Codes are read by the native operator where it can, and give the same where it can't."""
 
 from __future__ import annotations
 
@@ -31,14 +31,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("family", ["llama", "llama-yarn", "glm4", "gemma2", "smollm3", "gpt-oss"])
 @pytest.mark.parametrize("padded", [False, True])
-def test_decoding_gives_what_decoded_blocks_give(
+def test_the_operator_gives_what_decoded_blocks_give(
     family: str, padded: bool, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also scaled rotation, soft-capping, layers without rotation and learnt sinks."""
+    """New tokens one by one, a few, and more than a tile of them.
+
+    Also scaled rotation, soft-capping, layers without rotation and learnt sinks.
+    """
     model = build(family)
     codecs = preset_codecs(model, "default")
     ids = prompt(2, 60)
-    mask = torch.ones(2, 70, dtype=torch.long)
+    mask = torch.ones(2, 206, dtype=torch.long)
     mask[0, : 17 if padded else 0] = 0
     positions = (mask.cumsum(-1) - 1).clamp_min(0)
     logits = []
@@ -46,7 +49,7 @@ def test_decoding_gives_what_decoded_blocks_give(
         if not fast:
             monkeypatch.setattr(attention, "add_additive_codes", lambda *_: False)
         with CommVQCache(model, codecs, **WINDOW) as cache, torch.no_grad():
-            for start, stop in ((0, 60), (60, 61), (61, 62), (62, 66), (66, 67)):
+            for start, stop in ((0, 60), (60, 61), (61, 62), (62, 66), (66, 206)):
                 new = ids[:, :60] if start == 0 else prompt(2, stop - start, start)
                 output = model(
                     input_ids=new,

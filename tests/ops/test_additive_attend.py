@@ -92,9 +92,16 @@ CASES = {
     "Llama 3.1 8B": {"dim": 128, "subs": 2, "stages": 8, "rotary": 128, "heads": 2},
     "SmolLM2": {"dim": 64, "subs": 1, "stages": 8, "rotary": 64, "heads": 3},
     "two bits": {"dim": 64, "stages": 16, "rotary": 64},
-    "many queries": {"queries": 70},
+    "head of 256": {"dim": 256, "subs": 4, "rotary": 256, "batch": 1, "heads": 1},
     "rows of their own": {"rows": 2},
     "large logits": {"spread": 60.0},
+}
+# So many that tokens are decoded once for all of them.
+CASES |= {f"{name}, many queries": {**case, "queries": 41} for name, case in CASES.items()}
+CASES |= {
+    "several pieces of queries": {"queries": 1100, "batch": 1, "heads": 1, "tokens": 300},
+    "between few and many": {"queries": 33},
+    "the most that count as few": {"queries": 32, "tokens": 700},
 }
 
 
@@ -117,9 +124,11 @@ def test_it_is_attention_over_the_decoded_tokens(name: str, case: str, softcap: 
         assert error.max(initial=0.0) <= share * allowed.max(initial=0.0) + 1e-6
 
 
+@pytest.mark.parametrize("queries", [3, 40])
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_rows_that_see_nothing(name: str) -> None:
-    arguments = attention(batch=3, tokens=20)  # the third row begins at token 14
+def test_rows_that_see_nothing(name: str, queries: int) -> None:
+    # The third row begins at token 14.
+    arguments = attention(batch=3, tokens=20, queries=queries)
     for stop in (0, 7):
         weighted, peak, total = IMPLEMENTATIONS[name](*arguments, stop, 0.0)
         blind = 3 if stop == 0 else 2
@@ -130,8 +139,9 @@ def test_rows_that_see_nothing(name: str) -> None:
         assert bool(total[: 3 - blind].bool().all())
 
 
-def test_a_view_of_a_larger_store_serves() -> None:
-    arguments = list(attention(tokens=150))
+@pytest.mark.parametrize("queries", [3, 40])
+def test_a_view_of_a_larger_store_serves(queries: int) -> None:
+    arguments = list(attention(tokens=150, queries=queries))
     whole = ops.additive_attend(*arguments, 100, 0.0)
     for index in (1, 6):
         arguments[index] = arguments[index][:, :, :100]
@@ -140,8 +150,9 @@ def test_a_view_of_a_larger_store_serves() -> None:
         assert torch.equal(a, b)
 
 
-def test_threads_change_nothing() -> None:
-    arguments, threads = attention(tokens=5000), torch.get_num_threads()
+@pytest.mark.parametrize("queries", [3, 40, 1100])
+def test_threads_change_nothing(queries: int) -> None:
+    arguments, threads = attention(tokens=5000, queries=queries), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         one = ops.additive_attend(*arguments, 5000)
@@ -155,7 +166,7 @@ def test_threads_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("index", "value", "error"),
     [
-        (0, torch.zeros(2, 2, 300, 16), ValueError),
+        (0, torch.zeros(2, 2, 0, 16), ValueError),
         (0, torch.zeros(2, 2, 3, 16).double(), TypeError),
         (1, torch.zeros(2, 2, 50, 3).byte(), ValueError),
         (2, torch.zeros(2, 1, 3, 16, 16).char(), ValueError),
@@ -175,6 +186,16 @@ def test_wrong_arguments_are_named(index: int, value: Any, error: type[Exception
     arguments = list(attention())
     arguments[index] = value
     with pytest.raises(error):
+        ops.additive_attend(*arguments, 100)
+
+
+def test_queries_are_counted_against_what_a_device_takes() -> None:
+    most = ops.most_rows(torch.device("cpu"))
+    assert most >= 256
+    arguments = list(attention())
+    # Without memory for as many rows: expanded.
+    arguments[0] = arguments[0][:, :, :1].expand(-1, -1, most + 1, -1)
+    with pytest.raises(ValueError, match=f"1 to {most} queries"):
         ops.additive_attend(*arguments, 100)
 
 

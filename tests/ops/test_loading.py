@@ -61,8 +61,10 @@ def rounded_digest() -> str:
         found.update(codes.numpy().tobytes())
         for part in ops.product_estep(*product(tokens, 20), 0.3):
             found.update(part.numpy().tobytes())
-        for part in ops.additive_attend(*attention(tokens=tokens, dim=40), tokens, 3.0):
-            found.update(part.numpy().tobytes())
+        for queries in (3, 50):
+            arguments = attention(tokens=tokens, dim=40, queries=queries)
+            for part in ops.additive_attend(*arguments, tokens, 3.0):
+                found.update(part.numpy().tobytes())
         for part in ops.published_attend(*published(tokens=tokens, dim=40), tokens, 3.0):
             found.update(part.numpy().tobytes())
     return found.hexdigest()
@@ -134,6 +136,7 @@ def test_operators_pass_opcheck() -> None:
     calls = [
         (torch.ops.commvq.additive_attend, (*attention(), 90, 0.0)),
         (torch.ops.commvq.additive_attend, (*attention(rotary=0), 0, 5.0)),
+        (torch.ops.commvq.additive_attend, (*attention(queries=40), 100, 0.0)),
         (torch.ops.commvq.additive_encode, (x, books, 3)),
         (torch.ops.commvq.additive_encode, (x[:, :0], books, 1)),
         (torch.ops.commvq.additive_encode, (x, ops.encoding_layout(books), 8)),
