@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from commvq_core.bench.shapes import AttentionShape, random_codec
-from commvq_core.cache.fast import add_additive_codes
+from commvq_core.cache.fast import add_undecoded
 from commvq_core.cache.layer import CommVQLayer
 from commvq_core.cache.positions import Positions
 from commvq_core.cache.tile import Tile
@@ -48,7 +48,7 @@ class CodedContext:
         slots = torch.tensor([self.tokens])
         scaling = self.shape.head_dim**-0.5
         tile = Tile(query, self.shape.kv_heads, slots, None, scaling, None)
-        if not add_additive_codes(self.layer, [tile], [slots]):
+        if not add_undecoded(self.layer, [tile], [slots]):
             raise RuntimeError("attention over these codes is not done by the operator")
         return tile.output().transpose(1, 2)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from commvq_core.cache.fast import add_additive_codes
+from commvq_core.cache.fast import add_undecoded
 from commvq_core.cache.layer import ENCODE_BATCH, CommVQLayer
 from commvq_core.cache.tile import Tile
 from commvq_core.rope import rotate_pairs, to_pairs
@@ -72,7 +72,7 @@ def attend(
     ]
     for tile, boundary in zip(tiles, boundaries, strict=True):
         _add_exact(layer, tile, boundary)
-    if not add_additive_codes(layer, tiles, boundaries):
+    if not add_undecoded(layer, tiles, boundaries):
         _add_codes(layer, tiles, boundaries)
     if sink_logits is not None:
         for tile in tiles:

@@ -1,38 +1,30 @@
-"""Attention over additive codes by the operator, where its conditions hold."""
+"""Attention over codes by the codecs' operator, where its conditions hold."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from commvq_core import ops
 from commvq_core.cache.layer import CommVQLayer
 from commvq_core.cache.tile import Tile
-from commvq_core.codecs.additive import AdditiveCodec
-from commvq_core.codecs.key_books import KeyBooks
-from commvq_core.codecs.value_books import ValueBooks
-from commvq_core.rope import to_pairs
+from commvq_core.rope import Rotary, to_pairs
 
 _ROWS = 2048  # of a KV head in one call: bounds the copies of queries and results
 
 
-def add_additive_codes(layer: CommVQLayer, tiles: list[Tile], boundaries: list[Tensor]) -> bool:
-    """Attend to the tokens before `boundaries` through their codes; False if it can't be done.
+def add_undecoded(layer: CommVQLayer, tiles: list[Tile], boundaries: list[Tensor]) -> bool:
+    """Attend to the tokens before `boundaries` without decoding them; False if it can't be done.
 
-    It can for additive codecs with a byte a code, queries that all see the same codes, no more of
-    them in a tile than the operator takes, and rows that see all their tokens, from their first
-    real one on, at rising positions.
+    It can for codecs that have an operator, queries that all see the same codes, no more of them in
+    a tile than the operator takes, and rows that see all their tokens, from their first real one
+    on, at rising positions.
     """
-    keys, values = layer.key_codec, layer.value_codec
-    if not (isinstance(keys, AdditiveCodec) and isinstance(values, AdditiveCodec)):
-        return False
-    key_books, value_books = keys.books, values.books
-    if not (isinstance(key_books, KeyBooks) and isinstance(value_books, ValueBooks)):
-        return False
-    if not (keys.bytes_are_codes and values.bytes_are_codes):
+    rows = sum(tile.query.shape[2] for tile in tiles)
+    attention = layer.key_codec.attention(layer.value_codec, rows)
+    if attention is None:
         return False
     stop = int(boundaries[0][0])
-    most = ops.most_rows(tiles[0].query.device)
+    most = attention.most_rows(tiles[0].query.device)
     if any(tile.query.shape[2] > most for tile in tiles):
         return False
     if any(int(boundary[end]) != stop for boundary in boundaries for end in (0, -1)):
@@ -47,26 +39,17 @@ def add_additive_codes(layer: CommVQLayer, tiles: list[Tile], boundaries: list[T
     if turning is None:
         return False
     for some in _grouped(tiles, min(most, _ROWS)):
-        query = torch.cat([_query(layer, tile, key_books) for tile in some], dim=2)
-        weighted, peak, total = ops.additive_attend(
-            query,
+        parts = attention(
+            torch.cat([_query(layer.rotary, tile) for tile in some], dim=2),
             layer.key_codes.slice(0, stop),
-            key_books.words,
-            key_books.gains,
-            key_books.means,
-            key_books.group,
             layer.value_codes.slice(0, stop),
-            value_books.words,
-            value_books.scales,
             *turning,
             first_valid + layer.sinks,
             stop,
             some[0].softcap or 0.0,
         )
-        weighted = weighted @ value_books.inverse
-        rows = [tile.query.shape[2] for tile in some]
-        parts = (tensor.split(rows, dim=2) for tensor in (weighted, peak, total))
-        for tile, *part in zip(some, *parts, strict=True):
+        own = [tile.query.shape[2] for tile in some]
+        for tile, *part in zip(some, *(part.split(own, dim=2) for part in parts), strict=True):
             tile.merge(*part)
     return True
 
@@ -85,14 +68,12 @@ def _grouped(tiles: list[Tile], most: int) -> list[list[Tile]]:
     return groups
 
 
-def _query(layer: CommVQLayer, tile: Tile, books: KeyBooks) -> Tensor:
+def _query(rotary: Rotary, tile: Tile) -> Tensor:
     """A tile's queries as the operator takes them."""
-    rotary = layer.rotary
     query = to_pairs(tile.query, rotary_dim=rotary.rotary_dim, layout=rotary.layout)
-    # The factors of decoding are equal within a pair, so they pass through the rotation.
-    query = query * books.inverse[:, None]
     if rotary.scale != 1.0:
-        query[..., : rotary.rotary_dim] *= rotary.scale
+        turned, rest = query.tensor_split((rotary.rotary_dim,), dim=-1)
+        query = torch.cat((turned * rotary.scale, rest), dim=-1)
     return query
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from commvq_core import ops
-from commvq_core.codecs.base import FitData, FittedCodec, SideSpec
+from commvq_core.codecs.attention import CodedAttention
+from commvq_core.codecs.base import Codec, FitData, FittedCodec, SideSpec
 from commvq_core.codecs.key_books import KeyBooks
 from commvq_core.codecs.value_books import ValueBooks
 from commvq_core.errors import InputError
@@ -63,6 +64,49 @@ class AdditiveConfig:
         return 2**self.code_bits
 
 
+@dataclass(frozen=True)
+class AdditiveAttention:
+    """A CodedAttention."""
+
+    keys: KeyBooks
+    values: ValueBooks
+
+    def most_rows(self, device: torch.device) -> int:
+        """As many as the operator takes there."""
+        return ops.most_rows(device)
+
+    def __call__(
+        self,
+        query: Tensor,
+        key_codes: Tensor,
+        value_codes: Tensor,
+        turns: Tensor,
+        steps: Tensor,
+        first: Tensor,
+        stop: int,
+        softcap: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See CodedAttention."""
+        weighted, peak, total = ops.additive_attend(
+            # The factors of decoding are equal within a pair, so they pass through the rotation.
+            query * self.keys.inverse[:, None],
+            key_codes,
+            self.keys.words,
+            self.keys.gains,
+            self.keys.means,
+            self.keys.group,
+            value_codes,
+            self.values.words,
+            self.values.scales,
+            turns,
+            steps,
+            first,
+            stop,
+            softcap,
+        )
+        return weighted @ self.values.inverse, peak, total
+
+
 class AdditiveCodec(FittedCodec):
     """The default codec of keys and values. See the module's docstring.
 
@@ -80,10 +124,15 @@ class AdditiveCodec(FittedCodec):
         self.books = books
         self.code_bytes = _code_bytes(spec, config)
 
-    @property
-    def bytes_are_codes(self) -> bool:
-        """Whether a byte of a row is a code, so that nothing need be unpacked."""
-        return self._config.code_bits == 8
+    def attention(self, values: Codec, rows: int) -> CodedAttention | None:
+        if not isinstance(values, AdditiveCodec):
+            return None
+        keys, books = self.books, values.books
+        if not (isinstance(keys, KeyBooks) and isinstance(books, ValueBooks)):
+            return None
+        # The operator unpacks nothing.
+        bytes_are_codes = self._config.code_bits == values._config.code_bits == 8
+        return AdditiveAttention(keys, books) if bytes_are_codes else None
 
     @property
     def resident_bytes(self) -> int:

@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from commvq_core.codecs.attention import CodedAttention
+
 
 @dataclass(frozen=True)
 class SideSpec:
@@ -95,6 +97,13 @@ class Codec(ABC):
         """What was chosen: (uint8 [..., tokens, choices], how many a choice has), or None.
 
         Lets `train-codebook` count codewords that nothing uses.
+        """
+        return None
+
+    def attention(self, values: Codec, rows: int) -> CodedAttention | None:
+        """What attends over codes of these keys and of `values`; None: they must be decoded.
+
+        `rows` is how many rows of queries share a KV head.
         """
         return None
 

@@ -19,11 +19,9 @@ from commvq_core.codecs.base import FitData, FittedCodec, SideSpec, require_tens
 from commvq_core.codecs.norms import NORM_BYTES, join_norm, split_norm, token_norm
 from commvq_core.errors import InputError
 from commvq_core.fit.neural import NeuralTraining, fit_network, logits, scaled
+from commvq_core.ops.published import PATTERN_BITS, PATTERNS
 
-_PATTERN_BITS = 2  # of a group: both bits of one of the four patterns
 _WIDEST = 4096
-# Pattern -> its two 0/1 codes, in the order of the logits.
-PATTERNS = ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0))
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,10 @@ class NeuralConfig:
 
 
 class NeuralValueCodec(FittedCodec):
-    """See the module's docstring; `weights` are the tensors that `_shapes` names, float32."""
+    """See the module's docstring; `weights` are the tensors that `_shapes` names, float32.
+
+    PATTERNS says which two 0/1 codes each logit of a group stands for.
+    """
 
     name = "neural-value"
     unit: ClassVar[Literal["head", "layer"]] = "layer"
@@ -50,6 +51,10 @@ class NeuralValueCodec(FittedCodec):
         self.spec = spec
         self._config = config
         self._weights = {name: tensor.float() for name, tensor in weights.items()}
+        # The codebook a KV head, [kv_heads, 2 * groups, head_dim].
+        codebook = self._weights.pop("embedding").unflatten(-1, (spec.kv_heads, -1))
+        self._books = codebook.transpose(0, 1).contiguous()
+        self.groups = config.groups
         self.code_bytes = _code_bytes(config)
 
     @property
@@ -62,34 +67,45 @@ class NeuralValueCodec(FittedCodec):
         flat = scaled(vectors.float().transpose(1, 2).flatten(2), self._weights["scale"])
         norm, unit = token_norm(flat[:, None])
         best = logits(unit[:, 0], self._weights).view(batch, tokens, -1, 4).argmax(dim=-1)
-        packed = ops.pack_codes(best.to(torch.uint8), _PATTERN_BITS)
+        packed = ops.pack_codes(best.to(torch.uint8), PATTERN_BITS)
         return join_norm(norm, packed)[:, None]
 
     def decode(self, codes: Tensor) -> Tensor:
         norm, packed = split_norm(codes[:, 0])
-        index = ops.unpack_codes(packed.contiguous(), _PATTERN_BITS, self._config.groups)
+        index = ops.unpack_codes(packed.contiguous(), PATTERN_BITS, self._config.groups)
         patterns = torch.tensor(PATTERNS, device=codes.device)
-        bits = patterns[index.int()].flatten(-2)
-        flat = bits @ self._weights["embedding"] * norm.unsqueeze(-1)
-        flat = flat * (self._weights["scale"] + 1e-6)
-        return flat.unflatten(-1, (self.spec.kv_heads, -1)).transpose(1, 2)
+        bits = patterns[index.int()].flatten(-2) * norm[..., None]
+        return torch.stack([bits @ book for book in self._books], dim=1) * self._factors
+
+    def restored(self, sums: Tensor) -> Tensor:
+        """Weighted sums of 0/1 codes [batch, kv_heads, n, 2 * groups] -> of each head's values."""
+        return sums @ self._books * self._factors
+
+    @property
+    def _factors(self) -> Tensor:
+        """The scale of every channel, [kv_heads, 1, head_dim]."""
+        return (self._weights["scale"] + 1e-6).view(self.spec.kv_heads, 1, -1)
 
     def symbols(self, codes: Tensor) -> tuple[Tensor, int]:
         packed = split_norm(codes)[1].contiguous()
-        return ops.unpack_codes(packed, _PATTERN_BITS, self._config.groups), len(PATTERNS)
+        return ops.unpack_codes(packed, PATTERN_BITS, self._config.groups), len(PATTERNS)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {name: tensor.half() for name, tensor in self._weights.items()}
+        return {name: tensor.half() for name, tensor in self._all().items()}
+
+    def _all(self) -> dict[str, Tensor]:
+        """The weights as they came, float32."""
+        return {**self._weights, "embedding": self._books.transpose(0, 1).flatten(1)}
 
     @property
     def resident_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self._weights.values())
+        return sum(t.numel() * t.element_size() for t in self._all().values())
 
     def config(self) -> dict[str, Any]:
         return asdict(self._config)
 
     def to(self, device: Any) -> NeuralValueCodec:
-        moved = {name: tensor.to(device) for name, tensor in self._weights.items()}
+        moved = {name: tensor.to(device) for name, tensor in self._all().items()}
         return NeuralValueCodec(self.spec, self._config, moved)
 
     @classmethod
@@ -162,4 +178,4 @@ def _shapes(spec: SideSpec, config: NeuralConfig) -> dict[str, tuple[int, ...]]:
 
 def _code_bytes(config: NeuralConfig) -> int:
     """Packed bytes of a token: the norm and two bits a group."""
-    return NORM_BYTES + -(-config.groups * _PATTERN_BITS // 8)
+    return NORM_BYTES + -(-config.groups * PATTERN_BITS // 8)

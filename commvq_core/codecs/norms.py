@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NORM_BYTES = 2
+from commvq_core.ops.published import NORM_BYTES, split_norm
+
+__all__ = ["NORM_BYTES", "join_norm", "split_norm", "token_norm"]
+
 _LEAST, _MOST = 2.0**-14, 65504.0  # what fp16 tells apart from zero, and its largest number
 
 
@@ -22,11 +25,3 @@ def join_norm(norm: Tensor, packed: Tensor) -> Tensor:
     """Put the norm [batch, tokens] before the codes, uint8 [batch, tokens, bytes]."""
     head = norm.half().unsqueeze(-1).view(torch.uint8)
     return torch.cat((head, packed), dim=-1)
-
-
-def split_norm(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Undo `join_norm`: (norm float32 [batch, tokens], the codes)."""
-    # A copy, since a row of odd length can't be looked at as fp16 where it lies, not even a single
-    # one, which counts as contiguous whatever its strides.
-    head = codes.new_empty((*codes.shape[:-1], NORM_BYTES)).copy_(codes[..., :NORM_BYTES])
-    return head.view(torch.float16)[..., 0].float(), codes[..., NORM_BYTES:]

@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from commvq_core import ops
-from commvq_core.codecs.base import FitData, FittedCodec, SideSpec, require_tensor
+from commvq_core.codecs.attention import CodedAttention
+from commvq_core.codecs.base import Codec, FitData, FittedCodec, SideSpec, require_tensor
+from commvq_core.codecs.neural import NeuralValueCodec
 from commvq_core.codecs.norms import NORM_BYTES, join_norm, split_norm, token_norm
+from commvq_core.codecs.published_attention import PublishedAttention, WholeRounds
 from commvq_core.errors import InputError
 from commvq_core.fit.em import Annealing, decode_round, encode_round, fit_rounds
+from commvq_core.ops.published import ROUND_CODE_BITS, ROUND_CODEWORDS
 
-_CODEWORDS = 64
-_CODE_BITS = 6
-_ROUND_BITS = 2 * _CODE_BITS
+_ROUND_BITS = 2 * ROUND_CODE_BITS
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class PublishedKeyCodec(FittedCodec):
         self.spec = spec
         self._config = config
         self.theta = theta.float()
+        self._whole = WholeRounds.of(self.theta)
         self.code_bytes = _code_bytes(spec, config)
 
     @property
@@ -65,16 +68,16 @@ class PublishedKeyCodec(FittedCodec):
             for theta in self.theta[head]:
                 index = encode_round(residual, theta)
                 residual = residual - decode_round(theta, index)
-                codes += [index // _CODEWORDS, index % _CODEWORDS]
+                codes += [index // ROUND_CODEWORDS, index % ROUND_CODEWORDS]
         stacked = torch.stack(codes, dim=-1).to(torch.uint8).view(batch, tokens, -1)
-        return join_norm(norm, ops.pack_codes(stacked, _CODE_BITS))[:, None]
+        return join_norm(norm, ops.pack_codes(stacked, ROUND_CODE_BITS))[:, None]
 
     def decode(self, codes: Tensor) -> Tensor:
         heads, rounds = self.spec.kv_heads, self._config.rounds
         norm, packed = split_norm(codes[:, 0])
-        index = ops.unpack_codes(packed.contiguous(), _CODE_BITS, heads * rounds * 2).int()
+        index = ops.unpack_codes(packed.contiguous(), ROUND_CODE_BITS, heads * rounds * 2).int()
         index = index.unflatten(-1, (heads, rounds, 2))
-        pair = index[..., 0] * _CODEWORDS + index[..., 1]
+        pair = index[..., 0] * ROUND_CODEWORDS + index[..., 1]
         decoded = [
             sum(
                 (decode_round(self.theta[head, r], pair[..., head, r]) for r in range(1, rounds)),
@@ -84,10 +87,21 @@ class PublishedKeyCodec(FittedCodec):
         ]
         return torch.stack(decoded, dim=1) * norm[:, None, :, None]
 
+    def attention(self, values: Codec, rows: int) -> CodedAttention | None:
+        # The work grows with the rows, that of decoding does not.
+        if not isinstance(values, NeuralValueCodec) or rows > ops.MAX_QUERIES:
+            return None
+        return PublishedAttention(self._whole, values)
+
+    @property
+    def resident_bytes(self) -> int:
+        held = (self.theta, self._whole.words, self._whole.unit)
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
     def symbols(self, codes: Tensor) -> tuple[Tensor, int]:
         count = self.spec.kv_heads * self._config.rounds * 2
         packed = split_norm(codes)[1].contiguous()
-        return ops.unpack_codes(packed, _CODE_BITS, count), _CODEWORDS
+        return ops.unpack_codes(packed, ROUND_CODE_BITS, count), ROUND_CODEWORDS
 
     def tensors(self) -> dict[str, Tensor]:
         return {"theta": self.theta}
@@ -103,7 +117,7 @@ class PublishedKeyCodec(FittedCodec):
         cls, spec: SideSpec, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
     ) -> PublishedKeyCodec:
         geometry = _geometry(config)
-        shape = (spec.kv_heads, geometry.rounds, _CODEWORDS, spec.head_dim)
+        shape = (spec.kv_heads, geometry.rounds, ROUND_CODEWORDS, spec.head_dim)
         return cls(spec, geometry, require_tensor(tensors, "theta", shape, torch.float32))
 
     @classmethod
@@ -123,7 +137,7 @@ class PublishedKeyCodec(FittedCodec):
     @classmethod
     def least_tokens(cls, config: Mapping[str, Any]) -> int:
         # As many as free centres that the first E-step draws from.
-        return _CODEWORDS**2 // 4
+        return ROUND_CODEWORDS**2 // 4
 
     @classmethod
     def fit(cls, spec: SideSpec, config: Mapping[str, Any], data: FitData) -> dict[str, Tensor]:
@@ -135,7 +149,9 @@ class PublishedKeyCodec(FittedCodec):
             # One for each head, so that the first rounds of a longer fit are those of a shorter.
             generator = torch.Generator().manual_seed(data.seed + head)
             theta.append(
-                fit_rounds(rows.contiguous(), geometry.rounds, _CODEWORDS, annealing, generator)
+                fit_rounds(
+                    rows.contiguous(), geometry.rounds, ROUND_CODEWORDS, annealing, generator
+                )
             )
         return {"theta": torch.stack(theta)}
 

@@ -17,7 +17,7 @@ from commvq_core.ops import reference as _reference  # noqa: F401  (registers)
 from commvq_core.ops.checks import check_bits, check_bytes, check_int, check_tensor, check_turns
 from commvq_core.ops.load import NativeInfo, load_native
 from commvq_core.ops.published import published_attend
-from commvq_core.ops.schema import ATTEND_BLOCK, packed_width
+from commvq_core.ops.schema import ATTEND_BLOCK, MAX_QUERIES, packed_width
 
 __all__ = [
     "ATTEND_BLOCK",
@@ -38,8 +38,7 @@ __all__ = [
 
 MAX_CODEWORDS = 256  # a code is one byte
 MAX_PRODUCT = 1024  # codewords of a product codebook
-MAX_QUERIES = 256  # rows of queries that share a KV head which additive_attend serves anywhere
-MANY_QUERIES = 1 << 20  # where its kernels are made for a prompt's
+MANY_QUERIES = 1 << 20  # rows that share a KV head, where kernels are made for a prompt's
 
 _NATIVE = load_native(Path(__file__).resolve().parent.parent)
 _FOR_MANY = {"cpu"} & set(_NATIVE.backends)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from commvq_core.ops.checks import check_int, check_tensor, check_turns
-from commvq_core.ops.schema import packed_width
+from commvq_core.ops.schema import MAX_QUERIES, packed_width
 
 NORM_BYTES = 2
 # Keys: a round has two codes, a and b, of the centre word[a] + i word[b] (paper section 4.1).
@@ -18,7 +18,6 @@ ROUND_CODEWORDS, ROUND_CODE_BITS = 64, 6
 # Values: a group of two bits names a pattern of two 0/1 codes (paper section 4.2).
 PATTERNS, PATTERN_BITS = ((1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)), 2
 PANEL = 32  # pairs whose real parts, then imaginary parts, lie together in the operator's codebooks
-MAX_QUERIES = 256  # rows of queries that share a KV head in one call of published_attend
 
 
 def split_norm(codes: Tensor) -> tuple[Tensor, Tensor]:

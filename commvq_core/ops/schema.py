@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 NAMESPACE = "commvq"
+MAX_QUERIES = 256  # rows that share a KV head, in attention over codes on any device
 ATTEND_BLOCK = 32  # tokens that share one turn of the query, in attention over codes
 
 SCHEMAS = (

@@ -1,6 +1,9 @@
-"""Codes are read by the native operator where it can, and give the same where it can't."""
+"""Codes are read by a native operator where it can, and give the same where it can't."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,29 +20,33 @@ WINDOW = {"window": 8, "sinks": 2}
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The last token of every call of the operator."""
+    """The last token of every call of the presets' operators."""
     seen: list[int] = []
-    operator = ops.additive_attend
 
-    def watch(*arguments: object) -> object:
-        seen.append(arguments[12])  # type: ignore[arg-type]
-        return operator(*arguments)  # type: ignore[arg-type]
+    def watch(operator: Callable[..., object]) -> Callable[..., object]:
+        def watched(*arguments: Any) -> object:
+            seen.append(arguments[-2])
+            return operator(*arguments)
 
-    monkeypatch.setattr(ops, "additive_attend", watch)
+        return watched
+
+    for name in ("additive_attend", "published_attend"):
+        monkeypatch.setattr(ops, name, watch(getattr(ops, name)))
     return seen
 
 
+@pytest.mark.parametrize("preset", ["default", "published"])
 @pytest.mark.parametrize("family", ["llama", "llama-yarn", "glm4", "gemma2", "smollm3", "gpt-oss"])
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_operator_gives_what_decoded_blocks_give(
-    family: str, padded: bool, calls: list[int], monkeypatch: pytest.MonkeyPatch
+    family: str, padded: bool, preset: str, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """New tokens one by one, a few, and more than a tile of them.
 
     Also scaled rotation, soft-capping, layers without rotation and learnt sinks.
     """
     model = build(family)
-    codecs = preset_codecs(model, "default")
+    codecs = preset_codecs(model, preset)
     ids = prompt(2, 60)
     mask = torch.ones(2, 206, dtype=torch.long)
     mask[0, : 17 if padded else 0] = 0
@@ -47,7 +54,7 @@ def test_the_operator_gives_what_decoded_blocks_give(
     logits = []
     for fast in (True, False):
         if not fast:
-            monkeypatch.setattr(attention, "add_additive_codes", lambda *_: False)
+            monkeypatch.setattr(attention, "add_undecoded", lambda *_: False)
         with CommVQCache(model, codecs, **WINDOW) as cache, torch.no_grad():
             for start, stop in ((0, 60), (60, 61), (61, 62), (62, 66), (66, 206)):
                 new = ids[:, :60] if start == 0 else prompt(2, stop - start, start)
@@ -58,10 +65,9 @@ def test_the_operator_gives_what_decoded_blocks_give(
                     past_key_values=cache,
                 )
             logits.append(output.logits)
-        if fast:
-            assert len(calls) == 4 * len(codecs)
-    assert len(calls) == 4 * len(codecs)
-    # The operator rounds queries to 13 bits of their norm and rotates in 16.
+        # So many rows as the last 140 tokens have are for decoded blocks, with published codes.
+        assert len(calls) == (4 if preset == "default" else 3) * len(codecs)
+    # The operators round queries to 13 bits of their norm and rotate in 16.
     assert (logits[0] - logits[1]).abs().max() < 1e-3 * logits[1].abs().max()
 
 
@@ -81,7 +87,9 @@ def test_what_the_operator_cannot_do_is_done_otherwise(calls: list[int]) -> None
         with CommVQCache(model, codecs, strict=True, **WINDOW) as cache:
             model(input_ids=ids, past_key_values=cache)
             model(input_ids=ids[:, :4], past_key_values=cache)  # each sees other codes
-        with CommVQCache(model, preset_codecs(model, "published"), **WINDOW) as cache:
+        published = preset_codecs(model, "published")
+        mixed = {layer: (codecs[layer][0], published[layer][1]) for layer in codecs}
+        with CommVQCache(model, mixed, **WINDOW) as cache:
             model(input_ids=ids, past_key_values=cache)
             model(input_ids=ids[:, :1], past_key_values=cache)
     assert calls == []

@@ -12,9 +12,11 @@ import torch
 
 from commvq_core.artifact import export_run, load_artifact
 from commvq_core.codecs.base import FitData, FittedCodec, SideSpec
+from commvq_core.codecs.identity import IdentityCodec
 from commvq_core.codecs.neural import PATTERNS, NeuralValueCodec
 from commvq_core.codecs.norms import join_norm, split_norm, token_norm
 from commvq_core.codecs.published import PublishedKeyCodec
+from commvq_core.codecs.published_attention import WholeRounds
 from commvq_core.errors import InputError
 from commvq_core.fit import neural
 from commvq_core.rope import Rotary, rotate_pairs
@@ -147,6 +149,32 @@ def test_rotating_theta_is_rotating_the_key(keys: Any) -> None:
         )
 
 
+def test_whole_rounds_add_up_within_int16_and_are_off_by_half_a_unit() -> None:
+    theta = torch.randn(2, 7, 64, 40, generator=torch.Generator().manual_seed(2))
+    theta *= 0.6 ** torch.arange(7)[:, None, None]
+    whole = WholeRounds.of(theta)
+    assert whole.words.shape == (2, 7, 64, 1, 2, 32)
+    assert not whole.words[..., 20:].any()
+    parts = whole.words[:, :, :, 0, :, :20].double().numpy()
+    book = parts[..., 0, :] + 1j * parts[..., 1, :]
+    unit = whole.unit[:, ::2].double().numpy()
+    assert torch.equal(whole.unit[:, ::2], whole.unit[:, 1::2])
+    error = book * unit[:, None, None] - reference.complex_pairs(theta.numpy())
+    assert (np.maximum(abs(error.real), abs(error.imag)) <= 0.501 * unit[:, None, None]).all()
+    # The largest that any codes give, of every round a + i b.
+    largest = np.zeros((2, 20))
+    for r in range(7):
+        largest += abs(book[:, r].real).max(axis=1) + abs(book[:, r].imag).max(axis=1)
+    assert largest.max() <= 23000
+    assert largest.min() > 20000  # and no digit is given away
+
+
+def test_attention_needs_both_of_the_papers_codecs(keys: Any, values: Any) -> None:
+    assert keys.attention(values, 4) is not None
+    assert keys.attention(IdentityCodec(VALUES), 4) is None
+    assert values.attention(values, 4) is None
+
+
 def test_values_take_the_largest_logit_and_are_deterministic(values: Any) -> None:
     x = vectors(30).transpose(0, 1)[None]
     codes = values.encode(x)
@@ -155,7 +183,7 @@ def test_values_take_the_largest_logit_and_are_deterministic(values: Any) -> Non
     norm, packed = split_norm(codes[:, 0])
     index = packed[0].numpy()[:, :, None] >> np.arange(0, 8, 2) & 3
     bits = np.array(PATTERNS)[index.reshape(30, -1)[:, : values._config.groups]].reshape(30, -1)
-    weights = {name: tensor.double().numpy() for name, tensor in values._weights.items()}
+    weights = {name: tensor.double().numpy() for name, tensor in values.tensors().items()}
     flat = bits @ weights["embedding"] * norm[0].numpy()[:, None] * (weights["scale"] + 1e-6)
     want = flat.reshape(30, 2, 16).transpose(1, 0, 2)
     np.testing.assert_allclose(values.decode(codes)[0].numpy(), want, rtol=1e-3, atol=1e-3)

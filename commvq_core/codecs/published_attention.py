@@ -1,0 +1,82 @@
+"""Attention over the published preset's codes: key codebooks in whole numbers, and the operator.
+
+The operator adds codewords in int16. Each pair has a unit of its own, as large as its codewords add
+up at most; a factor equal within a pair commutes with RoPE, so queries take it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from commvq_core import ops
+from commvq_core.codecs.neural import NeuralValueCodec
+from commvq_core.ops.published import PANEL
+
+_LIMIT = 23000.0  # what keys stay within, so that rotated ones still fit int16
+
+
+@dataclass(frozen=True)
+class WholeRounds:
+    """Rounds of codewords in whole numbers: theta is `words` times `unit`, but for rounding.
+
+    `words` int16 [kv_heads, rounds, 64, panels, 2, 32] as ops.published_attend takes them, `unit`
+    float32 [kv_heads, head_dim], equal within a pair.
+    """
+
+    words: Tensor
+    unit: Tensor
+
+    @classmethod
+    def of(cls, theta: Tensor) -> WholeRounds:
+        """Round `theta` float32 [kv_heads, rounds, 64, head_dim], canonical."""
+        heads, rounds, count, dim = theta.shape
+        parts = theta.unflatten(-1, (dim // 2, 2))
+        # A round adds re(a) - im(b) to a key's real part, im(a) + re(b) to its imaginary part.
+        reach = parts.abs().amax(dim=2).sum(dim=(1, 3))  # [kv_heads, pairs]
+        unit = reach.clamp_min(1e-30) / (_LIMIT - rounds)  # each codeword rounds by up to a half
+        whole = (parts / unit[:, None, None, :, None]).round().to(torch.int16)
+        padding = -dim // 2 % PANEL
+        padded = torch.nn.functional.pad(whole, (0, 0, 0, padding))
+        panels = padded.view(heads, rounds, count, -1, PANEL, 2).transpose(-1, -2)
+        return cls(panels.contiguous(), unit.repeat_interleave(2, dim=1))
+
+
+@dataclass(frozen=True)
+class PublishedAttention:
+    """A CodedAttention."""
+
+    keys: WholeRounds
+    values: NeuralValueCodec
+
+    def most_rows(self, device: torch.device) -> int:
+        """The same everywhere."""
+        return ops.MAX_QUERIES
+
+    def __call__(
+        self,
+        query: Tensor,
+        key_codes: Tensor,
+        value_codes: Tensor,
+        turns: Tensor,
+        steps: Tensor,
+        first: Tensor,
+        stop: int,
+        softcap: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See CodedAttention."""
+        sums, peak, total = ops.published_attend(
+            query * self.keys.unit[:, None],
+            key_codes,
+            self.keys.words,
+            value_codes,
+            self.values.groups,
+            turns,
+            steps,
+            first,
+            stop,
+            softcap,
+        )
+        return self.values.restored(sums), peak, total
