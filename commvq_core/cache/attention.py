@@ -131,13 +131,17 @@ def _add_exact(layer: CommVQLayer, tile: Tile, boundary: Tensor) -> None:
     assert layer.keys is not None
     assert layer.values is not None
     start = max(layer.exact_start, int(boundary[0]))
-    stop = int(tile.slots[-1]) + 1
-    part = slice(start - layer.exact_start, stop - layer.exact_start)
-    columns = torch.arange(start, stop, device=boundary.device)
-    # A single token sees every column from its own boundary on.
-    seen = None if tile.length == 1 else (columns >= boundary[:, None])[None, None]
-    keys, values = layer.keys[:, :, part].float(), layer.values[:, :, part].float()
-    tile.add(tile.query, keys, values, columns, seen)
+    own, stop = int(tile.slots[0]), int(tile.slots[-1]) + 1
+    # All queries see what is older than the first of them, but for those boundaries within it.
+    older = tile.length > 1 and start < own and int(boundary[-1]) <= start
+    for begin, end in ((start, own), (own, stop)) if older else ((start, stop),):
+        part = slice(begin - layer.exact_start, end - layer.exact_start)
+        columns = torch.arange(begin, end, device=boundary.device)
+        # A single token sees every column from its own boundary on.
+        whole = tile.length == 1 or end <= own
+        seen = None if whole else (columns >= boundary[:, None])[None, None]
+        keys, values = layer.keys[:, :, part].float(), layer.values[:, :, part].float()
+        tile.add(tile.query, keys, values, columns, seen)
     if layer.sink_keys is not None and layer.sink_values is not None:
         slots = layer.sink_slots()
         whole = tile.length == 1 and bool((slots < boundary).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel
@@ -9,10 +10,12 @@ from transformers import DynamicCache, PreTrainedModel
 from commvq_core.cache.cache import CommVQCache
 from commvq_core.cache.layer import CommVQLayer
 from commvq_core.cache.prefill import PREFILL_CHUNK, split_prompt
+from commvq_core.cache.tile import Tile
 from commvq_core.errors import InputError
 from tests.cache.families import build, identity_codecs, oracle
 from tests.cache.lossy import lossy_codecs
 from tests.cache.ways import prompt
+from tests.reference import softmax_attention
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +128,24 @@ def test_an_exception_in_a_piece_leaves_the_model_as_it_was(model: PreTrainedMod
 def test_a_chunk_of_nothing_is_refused(model: PreTrainedModel) -> None:
     with pytest.raises(InputError, match="prefill_chunk 0"):
         CommVQCache(model, identity_codecs(model), prefill_chunk=0)
+
+
+@pytest.mark.parametrize("length", [2, 30])
+def test_tokens_that_all_queries_see_count_like_any_others(length: int) -> None:
+    """torch's fused attention is merged with the parts before and after it."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 6, length, 24, generator=generator)
+    keys, values = torch.randn(2, 2, 2, 300, 24, generator=generator).unbind()
+    tile = Tile(query, 2, torch.arange(300, 300 + length), None, 0.3, None)
+    for start, stop in ((0, 5), (5, 200), (200, 300)):
+        part, columns = slice(start, stop), torch.arange(start, stop)
+        tile.add(tile.query, keys[:, :, part], values[:, :, part], columns, None)
+    output = tile.output().numpy()
+    for row, head, q in np.ndindex(2, 6, length):
+        want = softmax_attention(
+            query[row, head, q].numpy(),
+            keys[row, head // 3].numpy(),
+            values[row, head // 3].numpy(),
+            0.3,
+        )
+        assert np.abs(output[row, q, head] - want).max() < 1e-5
