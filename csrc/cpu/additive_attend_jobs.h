@@ -4,6 +4,7 @@
 #pragma once
 
 #include "common/buffer.h"
+#include "common/share.h"
 #include "cpu/additive_attend.h"
 #include "cpu/additive_attend_plan.h"
 
@@ -121,26 +122,24 @@ void attend_in_jobs(
   const int64_t kept = chunks == 1 ? 0 : units * chunks * queries;
   const Buffer<float> sums(kept * in.dim), peaks(kept), totals(kept);
   const Softmaxes parts = chunks == 1 ? out : Softmaxes{sums.data(), peaks.data(), totals.data()};
-  torch::stable::parallel_for(0, jobs * chunks, 1, [&](int64_t from, int64_t to) {
-    for (int64_t at = from; at < to; ++at) {
-      const int64_t chunk = at % chunks, piece = at / chunks % pieces;
-      const int64_t unit = at / chunks / pieces, row = unit / in.heads;
-      const int64_t begin = piece * rows, count = std::min(rows, queries - begin);
-      const Job job = {
-          row,
-          unit % in.heads,
-          begin,
-          count,
-          std::max(chunk * length, std::max<int64_t>(in.first[row], 0)),
-          std::min(in.stop, (chunk + 1) * length)};
-      const Softmaxes own = parts.from((unit * chunks + chunk) * queries + begin, in.dim);
-      if (job.from < job.to) {
-        run(job, own);
-      } else {
-        std::fill(own.sums, own.sums + count * in.dim, 0.0f);
-        std::fill(own.peaks, own.peaks + count, kNothing);
-        std::fill(own.totals, own.totals + count, 0.0f);
-      }
+  share_out(jobs * chunks, [&](int64_t at) {
+    const int64_t chunk = at % chunks, piece = at / chunks % pieces;
+    const int64_t unit = at / chunks / pieces, row = unit / in.heads;
+    const int64_t begin = piece * rows, count = std::min(rows, queries - begin);
+    const Job job = {
+        row,
+        unit % in.heads,
+        begin,
+        count,
+        std::max(chunk * length, std::max<int64_t>(in.first[row], 0)),
+        std::min(in.stop, (chunk + 1) * length)};
+    const Softmaxes own = parts.from((unit * chunks + chunk) * queries + begin, in.dim);
+    if (job.from < job.to) {
+      run(job, own);
+    } else {
+      std::fill(own.sums, own.sums + count * in.dim, 0.0f);
+      std::fill(own.peaks, own.peaks + count, kNothing);
+      std::fill(own.totals, own.totals + count, 0.0f);
     }
   });
   if (chunks == 1) {

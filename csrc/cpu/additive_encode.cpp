@@ -7,6 +7,7 @@
 #include "cpu/additive_encode.h"
 
 #include "common/buffer.h"
+#include "common/share.h"
 #include "cpu/additive_encode_tables.h"
 #include "cpu/additive_encode_unit.h"
 #include "cpu/simd.h"
@@ -168,12 +169,10 @@ void encode_many(
     const Beams beams(shape, shape.tokens);
     for (int64_t stage = 0; stage < shape.stages; ++stage) {
       pairs.fill(stage);
-      torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block) {
-          const int64_t first = block * kTokensAtOnce;
-          const int64_t count = std::min(kTokensAtOnce, shape.tokens - first);
-          extend_block(unit, pairs, stage, first, count, beams);
-        }
+      share_out(blocks, [&](int64_t block) {
+        const int64_t first = block * kTokensAtOnce;
+        const int64_t count = std::min(kTokensAtOnce, shape.tokens - first);
+        extend_block(unit, pairs, stage, first, count, beams);
       });
     }
     write_best(unit, beams, output);

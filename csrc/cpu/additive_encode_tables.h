@@ -2,9 +2,8 @@
 #pragma once
 
 #include "common/buffer.h"
+#include "common/share.h"
 #include "cpu/additive_encode_unit.h"
-
-#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -26,10 +25,10 @@ class StagePairs {
 
   // Works out the rows of `stage`, and forgets those of the stage before.
   void fill(int64_t stage) {
-    torch::stable::parallel_for(0, stage, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t earlier = begin; earlier < end; ++earlier) {
-        fill(earlier, stage);
-      }
+    const int64_t rows = unit_.shape().codewords, parts = (rows + kRowsAtOnce - 1) / kRowsAtOnce;
+    share_out(stage * parts, [&](int64_t part) {
+      const int64_t first = part % parts * kRowsAtOnce;
+      fill(part / parts, stage, first, std::min(kRowsAtOnce, rows - first));
     });
   }
 
@@ -48,15 +47,17 @@ class StagePairs {
   void complete(int64_t /*stage*/) const {}
 
  private:
-  void fill(int64_t earlier, int64_t later) const {
+  static constexpr int64_t kRowsAtOnce = 64;
+
+  void fill(int64_t earlier, int64_t later, int64_t first, int64_t count) const {
     const EncodeShape& shape = unit_.shape();
-    Buffer<float> codewords(shape.codewords * shape.sub_dim);
-    for (int64_t k = 0; k < shape.codewords; ++k) {
-      unit_.copy_codeword(earlier, k, codewords.data() + k * shape.sub_dim);
+    Buffer<float> codewords(count * shape.sub_dim);
+    for (int64_t k = 0; k < count; ++k) {
+      unit_.copy_codeword(earlier, first + k, codewords.data() + k * shape.sub_dim);
     }
-    float* to = table_.data() + earlier * shape.codewords * shape.width();
+    float* to = table_.data() + (earlier * shape.codewords + first) * shape.width();
     encode_kernels().products(
-        codewords.data(), shape.sub_dim, shape.codewords, unit_.book(later), 2.0f, nullptr, to);
+        codewords.data(), shape.sub_dim, count, unit_.book(later), 2.0f, nullptr, to);
   }
 
   const EncodeUnit& unit_;
