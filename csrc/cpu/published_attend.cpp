@@ -218,7 +218,8 @@ struct Attend {
   }
 };
 
-// Merges the chunks' softmaxes of one tile, in order: `rows` rows of [columns].
+// Merges the chunks' softmaxes of one tile, in order: `rows` rows of [columns]. A chunk's sums
+// [columns, kTileRows], peaks and totals [kTileRows] are `tiles` of them from the next chunk's.
 void merge(
     int64_t chunks,
     int64_t tiles,
@@ -230,31 +231,35 @@ void merge(
     float* out,
     float* out_peak,
     float* out_total) {
-  float factors[kTileRows];
-  std::fill(out, out + rows * columns, 0.0f);
-  std::fill(out_peak, out_peak + rows, kNothing);
-  std::fill(out_total, out_total + rows, 0.0f);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    for (int64_t r = 0; r < rows; ++r) {
-      out_peak[r] = std::max(out_peak[r], peaks[chunk * tiles * kTileRows + r]);
+  float peak[kTileRows], total[kTileRows] = {}, factors[kTileRows];
+  Buffer<float> sum(columns * kTileRows);
+  std::fill(sum.data(), sum.data() + columns * kTileRows, 0.0f);
+  std::fill(peak, peak + kTileRows, kNothing);
+  for (int64_t at = 0; at < chunks * tiles * kTileRows; at += tiles * kTileRows) {
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      peak[r] = std::max(peak[r], peaks[at + r]);
     }
   }
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const float* peak = peaks + chunk * tiles * kTileRows;
-    bool any = false;
-    for (int64_t r = 0; r < rows; ++r) {
-      factors[r] = peak[r] == kNothing ? 0.0f : std::exp(peak[r] - out_peak[r]);
-      any = any || peak[r] != kNothing;
-    }
-    if (!any) {
+  for (int64_t at = 0; at < chunks * tiles * kTileRows; at += tiles * kTileRows) {
+    if (std::all_of(peaks + at, peaks + at + kTileRows, [](float x) { return x == kNothing; })) {
       continue; // nothing was written there
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      out_total[r] += factors[r] * totals[chunk * tiles * kTileRows + r];
-      const float* from = sums + chunk * tiles * columns * kTileRows + r;
-      for (int64_t column = 0; column < columns; ++column) {
-        out[r * columns + column] += factors[r] * from[column * kTileRows];
+    for (int64_t r = 0; r < kTileRows; ++r) {
+      factors[r] = peaks[at + r] == kNothing ? 0.0f : std::exp(peaks[at + r] - peak[r]);
+      total[r] += factors[r] * totals[at + r];
+    }
+    const float* from = sums + at * columns;
+    for (int64_t i = 0; i < columns * kTileRows; i += kTileRows) {
+      for (int64_t r = 0; r < kTileRows; ++r) {
+        sum[i + r] += factors[r] * from[i + r];
       }
+    }
+  }
+  std::copy_n(peak, rows, out_peak);
+  std::copy_n(total, rows, out_total);
+  for (int64_t column = 0; column < columns; ++column) {
+    for (int64_t r = 0; r < rows; ++r) {
+      out[r * columns + column] = sum[column * kTileRows + r];
     }
   }
 }
