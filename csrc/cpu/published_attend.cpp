@@ -6,6 +6,7 @@
 // order.
 #include "cpu/published_attend.h"
 #include "common/buffer.h"
+#include "common/share.h"
 #include "cpu/attend_rows.h"
 #include "cpu/published_codes.h"
 #include "cpu/simd.h"
@@ -352,38 +353,34 @@ std::tuple<Tensor, Tensor, Tensor> published_attend(
   Buffer<float> part_sums(jobs * work.sums_size());
   Buffer<float> part_peaks(jobs * tiles * kTileRows), part_totals(jobs * tiles * kTileRows);
   std::fill(part_peaks.data(), part_peaks.data() + jobs * tiles * kTileRows, kNothing);
-  torch::stable::parallel_for(0, jobs, 1, [&](int64_t from, int64_t to) {
-    for (int64_t job = from; job < to; ++job) {
-      const int64_t row = job / chunks, chunk = job % chunks;
-      const int64_t begin = std::max(chunk * length, std::max<int64_t>(starts[row], 0));
-      const int64_t end = std::min(stop, (chunk + 1) * length);
-      if (begin < end) {
-        work.run(
-            row,
-            begin,
-            end,
-            part_sums.data() + job * work.sums_size(),
-            part_peaks.data() + job * tiles * kTileRows,
-            part_totals.data() + job * tiles * kTileRows);
-      }
+  share_out(jobs, [&](int64_t job) {
+    const int64_t row = job / chunks, chunk = job % chunks;
+    const int64_t begin = std::max(chunk * length, std::max<int64_t>(starts[row], 0));
+    const int64_t end = std::min(stop, (chunk + 1) * length);
+    if (begin < end) {
+      work.run(
+          row,
+          begin,
+          end,
+          part_sums.data() + job * work.sums_size(),
+          part_peaks.data() + job * tiles * kTileRows,
+          part_totals.data() + job * tiles * kTileRows);
     }
   });
-  torch::stable::parallel_for(0, batch * tiles, 1, [&](int64_t from, int64_t to) {
-    for (int64_t unit = from; unit < to; ++unit) {
-      const int64_t tile = unit % tiles, before = unit / tiles * chunks * tiles + tile;
-      const int64_t own_first = unit / tiles * rows + tile * kTileRows;
-      merge(
-          chunks,
-          tiles,
-          columns,
-          std::min(kTileRows, rows - tile * kTileRows),
-          part_sums.data() + before * columns * kTileRows,
-          part_peaks.data() + before * kTileRows,
-          part_totals.data() + before * kTileRows,
-          sums.mutable_data_ptr<float>() + own_first * columns,
-          peaks.mutable_data_ptr<float>() + own_first,
-          totals.mutable_data_ptr<float>() + own_first);
-    }
+  share_out(batch * tiles, [&](int64_t unit) {
+    const int64_t tile = unit % tiles, before = unit / tiles * chunks * tiles + tile;
+    const int64_t own_first = unit / tiles * rows + tile * kTileRows;
+    merge(
+        chunks,
+        tiles,
+        columns,
+        std::min(kTileRows, rows - tile * kTileRows),
+        part_sums.data() + before * columns * kTileRows,
+        part_peaks.data() + before * kTileRows,
+        part_totals.data() + before * kTileRows,
+        sums.mutable_data_ptr<float>() + own_first * columns,
+        peaks.mutable_data_ptr<float>() + own_first,
+        totals.mutable_data_ptr<float>() + own_first);
   });
   return {sums, peaks, totals};
 }
