@@ -15,9 +15,11 @@ constexpr int64_t kHalf = 32;  // of them, real or imaginary parts
 constexpr int64_t kTurn = 32;  // tokens that share one turn of the query
 constexpr int64_t kQuad = 4;   // query rows are scored in fours
 constexpr int64_t kSums = 16;  // partial sums of a vertical reduction, whatever the level
-// Where there are many rows of queries, decoded tokens are multiplied with kTile rows at a time.
-constexpr int64_t kTile = 12;
-constexpr int64_t kBlock = 256; // tokens decoded at once, so that they stay in L2
+// Where there are many rows of queries, decoded tokens are multiplied with kTile rows at a time,
+// which are the lanes: scores of one tile and block stay in L1.
+constexpr int64_t kTile = 32;
+constexpr int64_t kBlock = 256; // tokens decoded at once
+constexpr int64_t kDims = 8;    // dims of decoded values are padded to a multiple of it
 
 // Dims [begin, begin + count) of sub-vector `sub`.
 struct Panel {
@@ -50,8 +52,8 @@ struct ValueHead {
   const float* factors; // a value is within int16 for any codes
 };
 
-// The softmax so far of kTile rows, in arrays of kSums, and what one more block does to it: sums of
-// values so far count `keep` times, a weighted value of the block `gain` times.
+// The softmax so far of kTile rows, and what one more block does to it: sums of values so far count
+// `keep` times, a weighted value of the block `gain` times. Peaks are logarithms to base 2.
 struct Softmax {
   float *peaks, *totals, *keep, *gain;
 };
@@ -150,27 +152,27 @@ struct AttendKernels {
       int64_t width,
       int16_t* values);
 
-  // Inner products of kTile queries [.., dim] with `sixteens` times 16 tokens, whose pairs of
-  // neighbouring dims are [sixteens, dim / 2, 16]: scores [kTile, kBlock].
+  // Inner products of `count` keys [.., dim] with kTile queries, whose pairs of numbers are
+  // [dim / 2, kTile]: scores [.., kTile]. Works on keys up to the next multiple of kDims.
   void (*products)(
-      const int16_t* query, int64_t dim, const int32_t* keys, int64_t sixteens, int32_t* scores);
+      const int16_t* keys, int64_t count, int64_t dim, const int32_t* query, int32_t* scores);
 
-  // Makes weights [kTile, kBlock] of the first `count` scores of each row, which are worth `unit`
-  // [kTile] each: whole numbers up to 32500 of which a row adds up to 65000 at most, but for
-  // rounding. Leaves `scores` as it likes; weights of up to 15 tokens more are 0.
+  // Makes weights, as pairs of tokens [count / 2, kTile], of scores [count, kTile], which are worth
+  // `units` [kTile] each: whole numbers up to 32500 of which a row adds up to 65000 at most, but
+  // for rounding. Leaves `scores` as it likes; an odd token's neighbour weighs 0.
   void (*weigh)(
       int32_t* scores,
       int64_t count,
-      const float* unit,
+      const float* units,
       float cap,
-      int16_t* weights,
+      int32_t* weights,
       const Softmax& softmax);
 
-  // sums [kTile, width] = keep * sums + gain * (weights times values) over pairs of tokens, whose
-  // values are [pairs, width]; width is a multiple of 16.
+  // sums [width, kTile] = keep * sums + gain * (values times weights), where values are `width`
+  // rows of kBlock tokens, the first 2 * `pairs` of which count; width is a multiple of kDims.
   void (*accumulate)(
-      const int16_t* weights,
-      const int32_t* values,
+      const int16_t* values,
+      const int32_t* weights,
       int64_t pairs,
       int64_t width,
       const Softmax& softmax,

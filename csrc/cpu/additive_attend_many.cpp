@@ -7,39 +7,56 @@
 namespace commvq {
 namespace {
 
-constexpr Cuts kCuts = {1020, 32, 2048, kBlock};
+constexpr Cuts kCuts = {1024, 32, 2048, kBlock};
 constexpr float kMostValue = 32000.0f; // times what weights add up to, still within int32
+constexpr float kLogarithmOfTwo = 0.693147181f;
 
-// What a job works in; `rows` is padded to whole tiles.
+int64_t rounded_up(int64_t count, int64_t step) {
+  return (count + step - 1) / step * step;
+}
+
+// Two neighbours as one number.
+int32_t both(int16_t low, int16_t high) {
+  const auto above = static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16;
+  return static_cast<int32_t>(above | static_cast<uint16_t>(low));
+}
+
+// What a job works in. `order` are the places of a key's numbers in a row of panels, without gaps;
+// `rows` is padded to whole tiles, `width` to whole kDims.
 struct ManyRoom {
   int64_t rows, width;
-  Buffer<int16_t> query, weights, key_rows, value_rows, turn;
-  Buffer<int32_t> keys, values, scores;
+  Buffer<int32_t> order, query, scores, weights;
+  Buffer<int16_t> key_rows, turn, keys, value_rows, values;
   Buffer<float> units, angles, factors, value_units, sums, peaks, totals;
 
   ManyRoom(int64_t count, const AttendInputs& in)
-      : rows((count + kTile - 1) / kTile * kTile),
-        width((in.dim + kSums - 1) / kSums * kSums),
-        query(rows * in.dim),
-        weights(kTile * kBlock),
+      : rows(rounded_up(count, kTile)),
+        width(rounded_up(in.dim, kDims)),
+        order(in.dim),
+        query(rows * in.dim / 2),
+        scores(kBlock * kTile),
+        weights(kBlock / 2 * kTile),
         key_rows(kTurn * in.plan.width),
-        value_rows(2 * width),
         turn(in.plan.width),
-        keys(kBlock * in.dim / 2),
-        values(kBlock * width / 2),
-        scores(kTile * kBlock),
+        keys(kBlock * in.dim),
+        value_rows(kTurn * width),
+        values(width * kBlock),
         units(rows),
         angles(in.plan.width),
         factors(in.values.subs * in.values.stages),
         value_units(in.values.subs),
         sums(rows * width),
-        peaks(rows + kSums),
-        totals(rows + kSums) {
-    std::fill(keys.data(), keys.data() + kBlock * in.dim / 2, 0);
-    std::fill(value_rows.data(), value_rows.data() + 2 * width, int16_t{0});
+        peaks(rows),
+        totals(rows) {
+    std::copy_n(in.plan.places.data(), in.dim, order.data());
+    std::sort(order.data(), order.data() + in.dim);
+    std::fill(query.data(), query.data() + rows * in.dim / 2, 0);
+    std::fill(keys.data(), keys.data() + kBlock * in.dim, int16_t{0});
+    std::fill(values.data(), values.data() + width * kBlock, int16_t{0});
+    std::fill(units.data(), units.data() + rows, 0.0f);
     std::fill(sums.data(), sums.data() + rows * width, 0.0f);
-    std::fill(peaks.data(), peaks.data() + rows + kSums, kNothing);
-    std::fill(totals.data(), totals.data() + rows + kSums, 0.0f);
+    std::fill(peaks.data(), peaks.data() + rows, kNothing);
+    std::fill(totals.data(), totals.data() + rows, 0.0f);
   }
 };
 
@@ -48,19 +65,22 @@ struct ManyRows {
   const ManyRoom& room;
   const Job& job;
 
-  // Queries in whole numbers; those that fill the last tile are 0.
+  // Queries in whole numbers, as pairs of them [tiles, dim / 2, kTile] in the order of keys.
   void round_queries() const {
     const int64_t dim = in.dim, unit = job.row * in.heads + job.head;
     const float* from = in.query + (unit * in.queries + job.begin) * dim;
-    std::fill(room.query.data(), room.query.data() + room.rows * dim, int16_t{0});
-    std::fill(room.units.data(), room.units.data() + room.rows, 0.0f);
+    Buffer<int16_t> panels(in.plan.width);
     for (int64_t r = 0; r < job.count; ++r, from += dim) {
       const double factor = in.plan.factor_of(from);
       room.units[r] = factor > 0.0 ? static_cast<float>(1.0 / factor) : 0.0f;
       for (int64_t d = 0; d < dim; ++d) {
         // Adding 1.5 * 2^52 rounds.
         const double whole = from[d] * factor + 6755399441055744.0 - 6755399441055744.0;
-        room.query[r * dim + d] = static_cast<int16_t>(static_cast<int32_t>(whole));
+        panels[in.plan.places[d]] = static_cast<int16_t>(static_cast<int32_t>(whole));
+      }
+      int32_t* to = room.query.data() + r / kTile * kTile * dim / 2 + r % kTile;
+      for (int64_t i = 0; i < dim; i += 2) {
+        to[i / 2 * kTile] = both(panels[room.order[i]], panels[room.order[i + 1]]);
       }
     }
   }
@@ -83,11 +103,13 @@ struct ManyRows {
     }
   }
 
-  // Rotated keys of tokens [at, at + count) as pairs of dims [sixteens, dim / 2, 16].
+  // Rotated keys of tokens [at, at + count), without the gaps of panels.
   void decode_keys(int64_t at, int64_t count) const {
     const KeyPlan& plan = in.plan;
     const KeyHead head = plan.of(job.head);
-    const int64_t half = in.dim / 2, end = at + count;
+    const bool gaps = plan.width > in.dim;
+    const int64_t end = at + count;
+    int16_t* to = room.keys.data();
     for (int64_t token = at; token < end;) {
       const int64_t block = token / kTurn, offset = token % kTurn;
       const int64_t few = std::min(end, (block + 1) * kTurn) - token;
@@ -102,20 +124,18 @@ struct ManyRows {
           head,
           plan.steps.data() + offset * plan.width,
           room.turn.data(),
-          room.key_rows.data());
-      for (int64_t t = 0; t < few; ++t) {
-        const int16_t* row = room.key_rows.data() + t * plan.width;
-        const int64_t place = token - at + t;
-        int32_t* to = room.keys.data() + place / kSums * half * kSums + place % kSums;
-        for (int64_t pair = 0; pair < half; ++pair) {
-          to[pair * kSums] = both(row[plan.places[2 * pair]], row[plan.places[2 * pair + 1]]);
+          gaps ? room.key_rows.data() : to);
+      for (int64_t t = 0; gaps && t < few; ++t) {
+        for (int64_t i = 0; i < in.dim; ++i) {
+          to[t * in.dim + i] = room.key_rows[t * plan.width + room.order[i]];
         }
       }
+      to += few * in.dim;
       token += few;
     }
   }
 
-  // Values of tokens [at, at + count) as pairs of tokens [count / 2, width].
+  // Values of tokens [at, at + count), dim by dim: [width, kBlock].
   void decode_values(int64_t at, int64_t count) const {
     const Values& values = in.values;
     const ValueHead head = {
@@ -124,23 +144,24 @@ struct ManyRows {
         values.sub_dim,
         values.words + job.head * values.subs * values.stages * 256 * values.sub_dim,
         room.factors.data()};
-    int16_t *one = room.value_rows.data(), *two = one + room.width;
-    for (int64_t t = 0; t < count; t += 2) {
-      if (t + 1 == count) {
-        std::fill(two, two + room.width, int16_t{0});
-      }
+    for (int64_t from = 0; from < count; from += kTurn) {
+      const int64_t few = std::min(count - from, kTurn);
       in.kernels.decode_values(
-          in.value_codes.at(job.row, job.head, at + t),
+          in.value_codes.at(job.row, job.head, at + from),
           in.value_codes.token_stride,
-          std::min<int64_t>(count - t, 2),
+          few,
           head,
           room.width,
-          one);
-      int32_t* to = room.values.data() + t / 2 * room.width;
-      for (int64_t d = 0; d < room.width; ++d) {
-        to[d] = both(one[d], two[d]);
+          room.value_rows.data());
+      for (int64_t d = 0; d < in.dim; ++d) {
+        const int16_t* own = room.value_rows.data() + d;
+        int16_t* to = room.values.data() + d * kBlock + from;
+        for (int64_t t = 0; t < few; ++t) {
+          to[t] = own[t * room.width];
+        }
       }
     }
+    // An odd token's neighbour weighs nothing, whatever it is.
   }
 
   void run(const Softmaxes& out) const {
@@ -155,41 +176,26 @@ struct ManyRows {
       }
     }
     for (int64_t r = 0; r < job.count; ++r) {
+      const float* sums = room.sums.data() + r / kTile * kTile * room.width + r % kTile;
       for (int64_t d = 0; d < in.dim; ++d) {
-        const float unit = room.value_units[d / in.values.sub_dim];
-        out.sums[r * in.dim + d] = unit * room.sums[r * room.width + d];
+        out.sums[r * in.dim + d] = room.value_units[d / in.values.sub_dim] * sums[d * kTile];
       }
-      out.peaks[r] = room.peaks[r];
+      out.peaks[r] = room.peaks[r] * kLogarithmOfTwo;
       out.totals[r] = room.totals[r];
     }
   }
 
-  // Rows of one tile with the block that was decoded.
+  // The tile of rows from `r` on, with the block that was decoded.
   void multiply(int64_t r, int64_t count) const {
-    float keep[kSums], gain[kSums], peaks[kSums], totals[kSums];
-    std::copy_n(room.peaks.data() + r, kSums, peaks);
-    std::copy_n(room.totals.data() + r, kSums, totals);
-    const Softmax softmax = {peaks, totals, keep, gain};
-    const int64_t sixteens = (count + kSums - 1) / kSums;
-    int32_t* scores = room.scores.data();
-    in.kernels.products(room.query.data() + r * in.dim, in.dim, room.keys.data(), sixteens, scores);
-    in.kernels.weigh(
-        scores, count, room.units.data() + r, in.softcap, room.weights.data(), softmax);
-    in.kernels.accumulate(
-        room.weights.data(),
-        room.values.data(),
-        (count + 1) / 2,
-        room.width,
-        softmax,
-        room.sums.data() + r * room.width);
-    std::copy_n(peaks, kTile, room.peaks.data() + r);
-    std::copy_n(totals, kTile, room.totals.data() + r);
-  }
-
- private:
-  static int32_t both(int16_t low, int16_t high) {
-    return static_cast<int32_t>(
-        static_cast<uint16_t>(low) | static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16);
+    float keep[kTile], gain[kTile];
+    const Softmax softmax = {room.peaks.data() + r, room.totals.data() + r, keep, gain};
+    int32_t *scores = room.scores.data(), *weights = room.weights.data();
+    const int32_t* query = room.query.data() + r * in.dim / 2;
+    in.kernels.products(room.keys.data(), count, in.dim, query, scores);
+    in.kernels.weigh(scores, count, room.units.data() + r, in.softcap, weights, softmax);
+    float* sums = room.sums.data() + r * room.width;
+    const int64_t pairs = (count + 1) / 2;
+    in.kernels.accumulate(room.values.data(), weights, pairs, room.width, softmax, sums);
   }
 };
 

@@ -73,168 +73,147 @@ COMMVQ_INLINE Products<rows, sixteens * kSumParts> products(
   return sums;
 }
 
-// As many as there are registers for.
-constexpr int64_t kSixteens = COMMVQ_LANES == 16 ? 4 : 1;
-constexpr int64_t kRows = COMMVQ_LANES == 16 ? 6 : COMMVQ_LANES == 8 ? 4 : 2;
-
-template <int64_t sixteens>
-static void multiply_some(const int16_t* query, int64_t dim, const int32_t* keys, int32_t* scores) {
-  for (int64_t r = 0; r < kTile; r += kRows) {
-    const auto sums =
-        products<kRows, sixteens>(query + r * dim, dim, keys, kSums, dim / 2 * kSums, dim / 2);
-    for (int64_t i = 0; i < kRows; ++i) {
-      for (int64_t v = 0; v < sixteens * kSumParts; ++v) {
-        store_ints(scores + (r + i) * kBlock + v * COMMVQ_LANES, sums.at[i][v]);
-      }
-    }
-  }
-}
+// As many sums as there are registers for.
+constexpr int64_t kSixteens = COMMVQ_LANES == 16 ? 2 : 1;
+constexpr int64_t kRows = COMMVQ_LANES == 16 ? 8 : COMMVQ_LANES == 8 ? 4 : 2;
 
 static void multiply_keys(
-    const int16_t* query, int64_t dim, const int32_t* keys, int64_t sixteens, int32_t* scores) {
-  const int64_t size = dim / 2 * kSums;
-  int64_t own = 0;
-  for (; own + kSixteens <= sixteens; own += kSixteens) {
-    multiply_some<kSixteens>(query, dim, keys + own * size, scores + own * kSums);
-  }
-  for (; own < sixteens; ++own) {
-    multiply_some<1>(query, dim, keys + own * size, scores + own * kSums);
-  }
-}
-
-template <int64_t sixteens>
-static void accumulate_some(
-    const int16_t* weights,
-    const int32_t* values,
-    int64_t pairs,
-    int64_t width,
-    const Softmax& softmax,
-    float* sums) {
-  for (int64_t r = 0; r < kTile; r += kRows) {
-    const auto found =
-        products<kRows, sixteens>(weights + r * kBlock, kBlock, values, width, kSums, pairs);
-    for (int64_t i = 0; i < kRows; ++i) {
-      const Lanes keep = broadcast(softmax.keep[r + i]), gain = broadcast(softmax.gain[r + i]);
-      for (int64_t v = 0; v < sixteens * kSumParts; ++v) {
-        float* at = sums + (r + i) * width + v * COMMVQ_LANES;
-        store(at, keep * load(at) + gain * as_floats(found.at[i][v]));
+    const int16_t* keys, int64_t count, int64_t dim, const int32_t* query, int32_t* scores) {
+  for (int64_t t = 0; t < count; t += kRows) {
+    for (int64_t lane = 0; lane < kTile; lane += kSixteens * kSums) {
+      const auto sums =
+          products<kRows, kSixteens>(keys + t * dim, dim, query + lane, kTile, kSums, dim / 2);
+      for (int64_t i = 0; i < kRows; ++i) {
+        for (int64_t v = 0; v < kSixteens * kSumParts; ++v) {
+          store_ints(scores + (t + i) * kTile + lane + v * COMMVQ_LANES, sums.at[i][v]);
+        }
       }
     }
   }
 }
 
 static void accumulate_values(
-    const int16_t* weights,
-    const int32_t* values,
+    const int16_t* values,
+    const int32_t* weights,
     int64_t pairs,
     int64_t width,
     const Softmax& softmax,
     float* sums) {
-  int64_t dim = 0;
-  for (; dim + kSixteens * kSums <= width; dim += kSixteens * kSums) {
-    accumulate_some<kSixteens>(weights, values + dim, pairs, width, softmax, sums + dim);
-  }
-  for (; dim < width; dim += kSums) {
-    accumulate_some<1>(weights, values + dim, pairs, width, softmax, sums + dim);
+  for (int64_t d = 0; d < width; d += kRows) {
+    for (int64_t lane = 0; lane < kTile; lane += kSixteens * kSums) {
+      const auto found = products<kRows, kSixteens>(
+          values + d * kBlock, kBlock, weights + lane, kTile, kSums, pairs);
+      for (int64_t v = 0; v < kSixteens * kSumParts; ++v) {
+        const int64_t own = lane + v * COMMVQ_LANES;
+        const Lanes keep = load(softmax.keep + own), gain = load(softmax.gain + own);
+        for (int64_t i = 0; i < kRows; ++i) {
+          float* at = sums + (d + i) * kTile + own;
+          store(at, keep * load(at) + gain * as_floats(found.at[i][v]));
+        }
+      }
+    }
   }
 }
 
-// Exponentials of one group of kSums scores above the peak, at `scores` in place of them.
-COMMVQ_INLINE void soften_group(int32_t* scores, Lanes unit, float cap, Lanes peak, Lanes* sums) {
-  for (int64_t part = 0; part < kSumParts; ++part) {
-    int32_t* at = scores + part * COMMVQ_LANES;
-    const Lanes score = as_floats(load_ints(at)) * unit;
-    const Lanes weight = weight_of((cap > 0.0f ? capped(score, cap) : score) - peak);
-    store(reinterpret_cast<float*>(at), weight);
-    sums[part] = sums[part] + weight;
-  }
+// 2 to the power of x, for x up to 0, to two units in the last place; some 10^-38 for any x below
+// -126: x = whole + rest, a polynomial for the rest, whole into the exponent.
+COMMVQ_INLINE Lanes power_of_two(Lanes x) {
+  const Lanes magic = broadcast(12582912.0f), least = broadcast(-126.0f); // 1.5 * 2^23
+  const Lanes bounded = x > least ? x : least;
+  const Lanes shifted = bounded + magic;
+  const Lanes rest = bounded - (shifted - magic);
+  Lanes sum = broadcast(1.327646348e-3f);
+  sum = sum * rest + broadcast(9.675541730e-3f);
+  sum = sum * rest + broadcast(5.550713304e-2f);
+  sum = sum * rest + broadcast(2.402211972e-1f);
+  sum = sum * rest + broadcast(6.931469670e-1f);
+  sum = sum * rest + broadcast(1.0f);
+  return (Lanes)((Unsigned)sum + ((Unsigned)shifted << 23));
 }
 
-COMMVQ_INLINE int32_t highest(const int32_t* scores, int64_t groups) {
-  Ints most[kSumParts];
-  for (int64_t part = 0; part < kSumParts; ++part) {
-    most[part] = load_ints(scores + part * COMMVQ_LANES);
-  }
-  for (int64_t t = kSums; t < groups * kSums; t += kSums) {
-    for (int64_t part = 0; part < kSumParts; ++part) {
-      const Ints x = load_ints(scores + t + part * COMMVQ_LANES);
-      most[part] = x > most[part] ? x : most[part];
-    }
-  }
-  int32_t all[kSums];
-  for (int64_t part = 0; part < kSumParts; ++part) {
-    store_ints(all + part * COMMVQ_LANES, most[part]);
-  }
-  for (int64_t half = kSums / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) {
-      all[i] = all[i + half] > all[i] ? all[i + half] : all[i];
-    }
-  }
-  return all[0];
+// The nearest whole numbers, of less than 2^22.
+COMMVQ_INLINE Ints rounded(Lanes x) {
+#if COMMVQ_X86 && COMMVQ_LANES == 16
+  return (Ints)_mm512_maskz_cvtps_epi32(0xffff, (__m512)x);
+#else
+  const Lanes magic = broadcast(12582912.0f);
+  return (Ints)(x + magic) - (Ints)magic;
+#endif
 }
 
-// One row's weights; returns the sum of its exponentials.
-COMMVQ_INLINE float weigh_row(
-    int32_t* scores, int64_t count, float unit, float cap, float* peak, int16_t* weights) {
-  const int64_t whole = count / kSums, groups = (count + kSums - 1) / kSums;
-  for (int64_t t = count; t < groups * kSums; ++t) {
-    scores[t] = scores[0];
+constexpr float kLog2E = 1.44269504f;
+
+// The logarithm to base 2 of a token's weight.
+COMMVQ_INLINE Lanes logarithm(Ints score, Lanes unit, float cap) {
+  const Lanes x = as_floats(score) * unit;
+  return cap > 0.0f ? capped(x, cap) * broadcast(kLog2E) : x;
+}
+
+// kWeighed vectors of rows at a time.
+constexpr int64_t kWeighed = 2;
+
+COMMVQ_INLINE void weigh_lanes(
+    int32_t* scores,
+    int64_t count,
+    const float* units,
+    float cap,
+    int32_t* weights,
+    const Softmax& softmax) {
+  Ints most[kWeighed];
+  Lanes unit[kWeighed], peak[kWeighed], sum[kWeighed] = {}, factor[kWeighed];
+  for (int64_t v = 0; v < kWeighed; ++v) {
+    most[v] = load_ints(scores + v * COMMVQ_LANES);
+    unit[v] = load(units + v * COMMVQ_LANES) * broadcast(cap > 0.0f ? 1.0f : kLog2E);
   }
-  Lanes most = broadcast(static_cast<float>(highest(scores, groups)) * unit);
-  most = cap > 0.0f ? capped(most, cap) : most;
-  Lanes sums[kSumParts] = {};
-  for (int64_t group = 0; group < whole; ++group) {
-    soften_group(scores + group * kSums, broadcast(unit), cap, most, sums);
-  }
-  if (whole < groups) {
-    Lanes aside[kSumParts] = {};
-    float* last = reinterpret_cast<float*>(scores + whole * kSums);
-    soften_group(scores + whole * kSums, broadcast(unit), cap, most, aside);
-    for (int64_t t = count; t < groups * kSums; ++t) {
-      scores[t] = 0; // as a float too
-    }
-    for (int64_t part = 0; part < kSumParts; ++part) {
-      sums[part] = sums[part] + load(last + part * COMMVQ_LANES);
-    }
-  }
-  float all[kSums];
-  for (int64_t part = 0; part < kSumParts; ++part) {
-    store(all + part * COMMVQ_LANES, sums[part]);
-  }
-  for (int64_t half = kSums / 2; half > 0; half /= 2) {
-    for (int64_t i = 0; i < half; ++i) {
-      all[i] = all[i] + all[i + half];
+  for (int64_t t = 1; t < count; ++t) {
+    for (int64_t v = 0; v < kWeighed; ++v) {
+      const Ints x = load_ints(scores + t * kTile + v * COMMVQ_LANES);
+      most[v] = x > most[v] ? x : most[v];
     }
   }
-  const float sum = all[0];
-  const Lanes factor = broadcast(kWhole / (sum > 2.0f ? sum : 2.0f));
-  for (int64_t t = 0; t < groups * kSums; t += COMMVQ_LANES) {
-    store_rounded(weights + t, load(reinterpret_cast<const float*>(scores + t)) * factor);
+  for (int64_t v = 0; v < kWeighed; ++v) {
+    peak[v] = logarithm(most[v], unit[v], cap);
   }
-  *peak = most[0];
-  return sum;
+  for (int64_t t = 0; t < count; ++t) {
+    for (int64_t v = 0; v < kWeighed; ++v) {
+      int32_t* at = scores + t * kTile + v * COMMVQ_LANES;
+      const Lanes weight = power_of_two(logarithm(load_ints(at), unit[v], cap) - peak[v]);
+      store(reinterpret_cast<float*>(at), weight);
+      sum[v] = sum[v] + weight;
+    }
+  }
+  for (int64_t v = 0; v < kWeighed; ++v) {
+    const Lanes two = broadcast(2.0f), divisor = sum[v] > two ? sum[v] : two;
+    const int64_t at = v * COMMVQ_LANES;
+    factor[v] = broadcast(kWhole) / divisor;
+    const Lanes old = load(softmax.peaks + at), now = peak[v] > old ? peak[v] : old;
+    const Lanes keep = power_of_two(old - now), share = power_of_two(peak[v] - now);
+    store(softmax.peaks + at, now);
+    store(softmax.totals + at, load(softmax.totals + at) * keep + sum[v] * share);
+    store(softmax.keep + at, keep);
+    store(softmax.gain + at, share * (divisor / broadcast(kWhole)));
+  }
+  for (int64_t t = 0; t < count; t += 2) {
+    for (int64_t v = 0; v < kWeighed; ++v) {
+      const float* at = reinterpret_cast<const float*>(scores) + t * kTile + v * COMMVQ_LANES;
+      const Ints one = rounded(load(at) * factor[v]);
+      const Ints two = t + 1 < count ? rounded(load(at + kTile) * factor[v]) : Ints{};
+      store_ints(weights + t / 2 * kTile + v * COMMVQ_LANES, one | two << 16);
+    }
+  }
 }
 
 static void weigh_scores(
     int32_t* scores,
     int64_t count,
-    const float* unit,
+    const float* units,
     float cap,
-    int16_t* weights,
+    int32_t* weights,
     const Softmax& softmax) {
-  float peaks[kSums] = {}, sums[kSums] = {};
-  for (int64_t r = 0; r < kTile; ++r) {
-    const int64_t at = r * kBlock;
-    sums[r] = weigh_row(scores + at, count, unit[r], cap, peaks + r, weights + at);
-  }
-  for (int64_t r = 0; r < kSums; r += COMMVQ_LANES) {
-    const Lanes old = load(softmax.peaks + r), own = load(peaks + r), sum = load(sums + r);
-    const Lanes peak = own > old ? own : old, two = broadcast(2.0f);
-    const Lanes keep = weight_of(old - peak), share = weight_of(own - peak);
-    store(softmax.peaks + r, peak);
-    store(softmax.totals + r, load(softmax.totals + r) * keep + sum * share);
-    store(softmax.keep + r, keep);
-    store(softmax.gain + r, share * ((sum > two ? sum : two) / broadcast(kWhole)));
+  for (int64_t lane = 0; lane < kTile; lane += kWeighed * COMMVQ_LANES) {
+    const Softmax own = {
+        softmax.peaks + lane, softmax.totals + lane, softmax.keep + lane, softmax.gain + lane};
+    weigh_lanes(scores + lane, count, units + lane, cap, weights + lane, own);
   }
 }
 
