@@ -8,7 +8,6 @@ the two give the cost of every choice and `fit.allocate` spends the budget.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from commvq_core.calibration.store import CalibrationStore
 from commvq_core.calibration.vectors import canonical_vectors, side_metric
 from commvq_core.codecs.additive import AdditiveCodec, AdditiveConfig
 from commvq_core.codecs.base import FitData
+from commvq_core.codecs.digest import LayerCodecs
 from commvq_core.codecs.identity import IdentityCodec
 from commvq_core.errors import InputError
 from commvq_core.evaluation.metrics import token_kl
@@ -55,18 +55,15 @@ def allocate_bits(
         )
     places = [(layer, side) for layer in store.layers for side in SIDES]
     ids = _text(store, loaded)
-    identity = {
-        layer.index: {side: IdentityCodec(side_spec(layer, side)) for side in SIDES}
-        for layer in store.layers
-    }
-    exact = _logits(loaded, ids, identity)
+    exact = _logits(loaded, ids, {})
     items: dict[Place, Item] = {}
     plans: dict[Place, AdditiveConfig] = {}
     with progress.task("measuring sensitivity", total=len(places), unit="sides") as task:
         for layer, side in places:
             probe, curve, plan = _quick(store, layer, side, bits)
-            own = {**identity[layer.index], side: probe}
-            logits = _logits(loaded, ids, {**identity, layer.index: own})
+            other = IdentityCodec(side_spec(layer, "value" if side == "key" else "key"))
+            pair = (probe, other) if side == "key" else (other, probe)
+            logits = _logits(loaded, ids, {layer.index: pair})
             divergence = float(token_kl(exact, logits)[2 * _WINDOW :].double().mean())
             at = curve[plan.stages - 1]
             spec = side_spec(layer, side)
@@ -142,13 +139,13 @@ def _text(store: CalibrationStore, loaded: LoadedModel) -> Tensor:
     return ids
 
 
-def _logits(loaded: LoadedModel, ids: Tensor, codecs: Mapping[int, Mapping[Side, Any]]) -> Tensor:
+def _logits(loaded: LoadedModel, ids: Tensor, codecs: LayerCodecs) -> Tensor:
+    """Logits [tokens, vocabulary] with codes in these layers alone."""
     from commvq_core.cache.cache import CommVQCache
 
-    pairs = {index: (own["key"], own["value"]) for index, own in codecs.items()}
     with (
         torch.inference_mode(),
-        CommVQCache(loaded.model, pairs, window=_WINDOW, strict=True) as cache,
+        CommVQCache(loaded.model, codecs, window=_WINDOW, strict=True) as cache,
     ):
         output = loaded.model(input_ids=ids[None].to(loaded.model.device), past_key_values=cache)
     return output.logits[0]

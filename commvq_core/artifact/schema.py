@@ -47,8 +47,17 @@ class Artifact:
         return self.spec.fingerprint
 
     @property
+    def coded_layers(self) -> dict[int, tuple[Codec, Codec]]:
+        """`codecs`, but for layers whose keys and values both stay exact."""
+        return {
+            index: pair
+            for index, pair in self.codecs.items()
+            if not all(isinstance(codec, IdentityCodec) for codec in pair)
+        }
+
+    @property
     def bits_per_element(self) -> float:
-        """Bits a scalar of K and V costs, averaged over the compressed layers (and coded sides)."""
+        """Bits a scalar of K and V costs, averaged over what has codes."""
         from commvq_core.cache.cache import mean_bits
 
         codecs = [codec for pair in self.codecs.values() for codec in pair]

@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 class CommVQCache(Cache):
     """A compressed key-value cache for `model`, for model.generate(past_key_values=cache).
 
-    The first `sinks` tokens of each row and the newest `window` stay exact; older ones are codes.
-    With `strict`, every query of a long chunk sees what it would see if the tokens had come one by
-    one (exact for its own last `window` tokens only), which is what evaluation needs; without, a
-    chunk sees itself exactly, as prefill wants. Prompts of more than `prefill_chunk` tokens run in
-    pieces of that many, which see the pieces before them as codes. `exact_dtype` stores window and
-    sinks in another dtype than the model's.
+    `codecs` maps a layer's index to its codecs of keys and values; layers that it leaves out keep
+    transformers' own cache. The first `sinks` tokens of each row and the newest `window` stay
+    exact; older ones are codes. With `strict`, every query of a long chunk sees what it would see
+    if the tokens had come one by one (exact for its own last `window` tokens only), which is what
+    evaluation needs; without, a chunk sees itself exactly, as prefill wants. Prompts of more than
+    `prefill_chunk` tokens run in pieces of that many, which see the pieces before them as codes.
+    `exact_dtype` stores window and sinks in another dtype than the model's.
 
     Works as a context manager, or until `close()`; the model is then as it was before the first
     cache. Several caches may live on one model.
@@ -63,6 +64,8 @@ class CommVQCache(Cache):
         self.prefill_chunk = prefill_chunk
         layers: list[Any] = DynamicCache(config=model.config).layers
         for layer in spec.compressible:
+            if layer.index not in codecs:
+                continue
             key_codec, value_codec = codecs[layer.index]
             layers[layer.index] = CommVQLayer(
                 key_codec.to(model.device),
@@ -100,7 +103,7 @@ class CommVQCache(Cache):
 
         loaded = load_artifact(artifact) if isinstance(artifact, (str, Path)) else artifact
         loaded.check_fits(_describe(model)[0])
-        cache = cls(model, loaded.codecs, **options)
+        cache = cls(model, loaded.coded_layers, **options)
         cache.artifact = loaded.source
         return cache
 

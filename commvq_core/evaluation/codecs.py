@@ -182,5 +182,9 @@ def _from_artifact(
         artifact.resident_bytes,
         identity,
         fresh,
-        own_cache=tuple(layer.index for layer in artifact.spec.layers if not layer.compressible),
+        own_cache=tuple(
+            layer.index
+            for layer in artifact.spec.layers
+            if layer.index not in artifact.coded_layers
+        ),
     )

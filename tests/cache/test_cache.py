@@ -39,6 +39,21 @@ def test_greedy_generation_equals_the_models_own_cache(model: PreTrainedModel) -
     assert torch.equal(want, got)
 
 
+def test_layers_without_codecs_keep_the_models_own_cache(model: PreTrainedModel) -> None:
+    ids, codecs = _ids(1, 30), lossy_codecs(model)
+    with torch.no_grad(), CommVQCache(model, {1: codecs[1]}, window=4, sinks=1) as cache:
+        model(input_ids=ids, past_key_values=cache)
+        own = [type(layer).__name__ for layer in cache.layers]
+        assert [name == "CommVQLayer" for name in own] == [i == 1 for i in range(len(own))]
+        assert len(cache.compressed_layers) == 1
+        plain = DynamicCache(config=model.config)
+        model(input_ids=ids, past_key_values=plain)
+        torch.testing.assert_close(cache.layers[0].keys, plain.layers[0].keys, rtol=0, atol=0)
+    with torch.no_grad(), CommVQCache(model, {}) as cache:
+        got = model(input_ids=ids, past_key_values=cache).logits
+    torch.testing.assert_close(got, model(input_ids=ids).logits.detach())
+
+
 def test_beam_search_equals_the_models_own_cache(model: PreTrainedModel) -> None:
     ids = _ids(1, 30)
     options = {"max_new_tokens": 15, "num_beams": 3, "do_sample": False}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from commvq_core.cache.saved import weights_sha256
 from commvq_core.codecs.digest import codecs_sha256
+from commvq_core.codecs.identity import IdentityCodec
 from commvq_core.errors import InputError
 from commvq_core.evaluation.codecs import (
     EvalCodec,
@@ -244,10 +245,19 @@ def test_layers_that_keep_their_own_cache_are_named(
 ) -> None:
     (artifact,) = load_artifacts([tiny_artifact]).values()
     layers = (artifact.spec.layers[0], replace(artifact.spec.layers[1], compressible=False))
-    mixed = replace(artifact, spec=replace(artifact.spec, layers=layers))
-    codecs = resolve_codecs(loaded, artifacts={"mixed": mixed}, window=32, sinks=2)
+    first = {0: artifact.codecs[0]}
+    mixed = replace(artifact, spec=replace(artifact.spec, layers=layers), codecs=first)
+    exact = (IdentityCodec(artifact.codecs[1][0].spec), IdentityCodec(artifact.codecs[1][1].spec))
+    partial = replace(artifact, name="partial", codecs={**first, 1: exact})
+    codecs = resolve_codecs(
+        loaded, artifacts={"mixed": mixed, "partial": partial}, window=32, sinks=2
+    )
     result = evaluate(loaded, codecs, Perplexity(short))
-    assert [entry["layers_with_their_own_cache"] for entry in result["results"]] == [[], [1]]
+    named = [entry["layers_with_their_own_cache"] for entry in result["results"]]
+    assert named == [[], [1], [1]]
+    found = [entry["metrics"]["perplexity"] for entry in result["results"]]
+    assert found[1] == found[2] != found[0]
+    assert [entry["bits_per_element"] for entry in result["results"][1:]] == [0.5, 0.5]
 
 
 def test_an_artifacts_hash_covers_its_numbers(tiny_artifact: Path, tmp_path: Path) -> None:
