@@ -22,7 +22,7 @@ from commvq_core.codecs.neural import NeuralValueCodec
 from commvq_core.codecs.norms import NORM_BYTES, join_norm, split_norm, token_norm
 from commvq_core.codecs.published_attention import PublishedAttention, WholeRounds
 from commvq_core.errors import InputError
-from commvq_core.fit.em import Annealing, decode_round, encode_round, fit_rounds
+from commvq_core.fit.em import Annealing, centre_norms, decode_round, fit_rounds
 from commvq_core.ops.published import ROUND_CODE_BITS, ROUND_CODEWORDS
 
 _ROUND_BITS = 2 * ROUND_CODE_BITS
@@ -52,6 +52,7 @@ class PublishedKeyCodec(FittedCodec):
         self._config = config
         self.theta = theta.float()
         self._whole = WholeRounds.of(self.theta)
+        self._tables = centre_norms(self.theta)
         self.code_bytes = _code_bytes(spec, config)
 
     @property
@@ -62,15 +63,10 @@ class PublishedKeyCodec(FittedCodec):
     def encode(self, vectors: Tensor) -> Tensor:
         batch, heads, tokens, dim = vectors.shape
         norm, unit = token_norm(vectors.float())
-        codes = []
-        for head in range(heads):
-            residual = unit[:, head].reshape(batch * tokens, dim)
-            for theta in self.theta[head]:
-                index = encode_round(residual, theta)
-                residual = residual - decode_round(theta, index)
-                codes += [index // ROUND_CODEWORDS, index % ROUND_CODEWORDS]
-        stacked = torch.stack(codes, dim=-1).to(torch.uint8).view(batch, tokens, -1)
-        return join_norm(norm, ops.pack_codes(stacked, ROUND_CODE_BITS))[:, None]
+        rows = unit.transpose(0, 1).reshape(heads, batch * tokens, dim)
+        codes = ops.published_encode(rows, self.theta, self._tables)
+        by_token = codes.transpose(0, 1).reshape(batch, tokens, -1)
+        return join_norm(norm, ops.pack_codes(by_token, ROUND_CODE_BITS))[:, None]
 
     def decode(self, codes: Tensor) -> Tensor:
         heads, rounds = self.spec.kv_heads, self._config.rounds
@@ -95,7 +91,7 @@ class PublishedKeyCodec(FittedCodec):
 
     @property
     def resident_bytes(self) -> int:
-        held = (self.theta, self._whole.words, self._whole.unit)
+        held = (self.theta, self._tables, self._whole.words, self._whole.unit)
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def symbols(self, codes: Tensor) -> tuple[Tensor, int]:

@@ -65,12 +65,12 @@ def centres(theta: Tensor) -> Tensor:
     return (theta[:, None] + times_i(theta)[None]).flatten(0, 1)
 
 
-def product_terms(theta: Tensor) -> tuple[Tensor, Tensor]:
-    """(both codebooks [2 * count, dim], table [count, count] of |theta_a + i theta_b|^2)."""
-    turned = times_i(theta)
-    norms = theta.double().square().sum(dim=-1)
-    table = norms[:, None] + norms[None] + 2 * theta.double() @ turned.double().T
-    return torch.cat((theta, turned)), table.float()
+def centre_norms(theta: Tensor) -> Tensor:
+    """theta [..., count, dim] -> [..., count, count] of |theta_a + i theta_b|^2, float32."""
+    exact = theta.double()
+    norms = exact.square().sum(dim=-1)
+    mixed = exact @ times_i(exact).transpose(-1, -2)
+    return (norms[..., :, None] + norms[..., None, :] + 2 * mixed).float()
 
 
 def e_step(
@@ -82,7 +82,7 @@ def e_step(
     of the distance as in the paper or, `squared`, of its square.
     """
     count, dim = theta.shape
-    books, table = product_terms(theta)
+    books, table = torch.cat((theta, times_i(theta))), centre_norms(theta)
     weights = torch.zeros(count, count, dtype=torch.float64)
     moments = torch.zeros(2 * count, dim, dtype=torch.float64)
     total, nearest = 0.0, []

@@ -16,7 +16,7 @@ from commvq_core.ops import fake as _fake  # noqa: F401  (registers)
 from commvq_core.ops import reference as _reference  # noqa: F401  (registers)
 from commvq_core.ops.checks import check_bits, check_bytes, check_int, check_tensor, check_turns
 from commvq_core.ops.load import NativeInfo, load_native
-from commvq_core.ops.published import published_attend
+from commvq_core.ops.published import published_attend, published_encode
 from commvq_core.ops.schema import ATTEND_BLOCK, MAX_QUERIES, packed_width
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "packed_width",
     "product_estep",
     "published_attend",
+    "published_encode",
     "unpack_codes",
 ]
 

@@ -72,6 +72,10 @@ def published_attend(
     )
 
 
+def published_encode(x: Tensor, theta: Tensor, tables: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:2], 2 * theta.shape[1]), dtype=torch.uint8)
+
+
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     return packed.new_empty((*packed.shape[:-1], count))
 
@@ -82,6 +86,7 @@ for _function in (
     pack_codes,
     product_estep,
     published_attend,
+    published_encode,
     unpack_codes,
 ):
     torch.library.register_fake(f"{NAMESPACE}::{_function.__name__}", _function, lib=LIBRARY)

@@ -1,4 +1,4 @@
-"""Attention over the published preset's codes: how their rows look, and the operator.
+"""The published preset's codes: how their rows look, attention over them, and encoding keys.
 
 A token has one row of keys and one of values for all KV heads. A row begins with an fp16 norm;
 codes follow, packed as `pack_codes` packs them.
@@ -116,3 +116,40 @@ def published_attend(
         stop,
         float(softcap),
     )
+
+
+def published_encode(x: Tensor, theta: Tensor, tables: Tensor) -> Tensor:
+    """Encode keys in residual rounds of product centres (paper section 4.1).
+
+    In each round the centre theta[a] + i theta[b] that is nearest to what the rounds before left is
+    chosen, the first of equally near ones in the order of a, then b. A vector that holds a NaN or
+    an infinity gets codes that are valid but mean nothing.
+
+    Args:
+        x: float32 [heads, tokens, dim], canonical, pairs as neighbours.
+        theta: float32 [heads, rounds, 64, dim].
+        tables: float32 [heads, rounds, 64, 64], |theta[a] + i theta[b]|^2.
+
+    Returns:
+        uint8 [heads, tokens, 2 * rounds]: a and b of each round.
+
+    Raises:
+        TypeError: not float32 tensors.
+        ValueError: shapes that do not fit each other.
+    """
+    for name, value in (("x", x), ("theta", theta), ("tables", tables)):
+        check_tensor(name, value, torch.float32)
+    if x.dim() != 3 or x.shape[2] % 2:
+        raise ValueError(f"x must be [heads, tokens, an even dim], not {list(x.shape)}")
+    heads, _, dim = x.shape
+    rounds = theta.shape[1] if theta.dim() == 4 else 0
+    count = ROUND_CODEWORDS
+    if list(theta.shape) != [heads, rounds, count, dim]:
+        raise ValueError(
+            f"theta must be [{heads}, rounds, {count}, {dim}], not {list(theta.shape)}"
+        )
+    if list(tables.shape) != [heads, rounds, count, count]:
+        raise ValueError(
+            f"tables must be [{heads}, {rounds}, {count}, {count}], not {list(tables.shape)}"
+        )
+    return torch.ops.commvq.published_encode(x, theta, tables)

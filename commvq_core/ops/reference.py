@@ -259,6 +259,28 @@ def product_estep(
     return weights, marginals, best, least
 
 
+def published_encode(x: Tensor, theta: Tensor, tables: Tensor) -> Tensor:
+    """See `commvq_core.ops.published_encode`."""
+    heads, tokens, dim = x.shape
+    rounds, count = theta.shape[1:3]
+    codes = torch.empty((heads, tokens, rounds, 2), dtype=torch.uint8, device=x.device)
+    pairs = theta.unflatten(-1, (dim // 2, 2))
+    turned = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)  # i theta
+    chunk = max(1, CANDIDATES_AT_ONCE // max(1, heads * count * count))
+    for start in range(0, tokens, chunk):
+        residual = x[:, start : start + chunk]
+        for r in range(rounds):
+            plain = residual @ (2 * theta[:, r]).transpose(1, 2)
+            other = residual @ (2 * turned[:, r]).transpose(1, 2)
+            scores = (tables[:, r, None] - other[:, :, None, :]) - plain[..., None]
+            best = scores.flatten(2).min(dim=2).indices  # documented to give the first
+            a, b = best // count, best % count
+            own = torch.arange(heads, device=x.device)[:, None]
+            residual = residual - (theta[own, r, a] + turned[own, r, b])
+            codes[:, start : start + chunk, r] = torch.stack((a, b), dim=-1).byte()
+    return codes.flatten(2)
+
+
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
     """See `commvq_core.ops.unpack_codes`."""
     if bits == 8:
@@ -275,6 +297,7 @@ for _function in (
     pack_codes,
     product_estep,
     published_attend,
+    published_encode,
     unpack_codes,
 ):
     LIBRARY.impl(_function.__name__, _function, "CompositeExplicitAutograd")

@@ -20,11 +20,12 @@ SCHEMAS = (
     "published_attend(Tensor query, Tensor key_codes, Tensor key_words, Tensor value_codes, "
     "int groups, Tensor turns, Tensor steps, Tensor first, int stop, float softcap) "
     "-> (Tensor, Tensor, Tensor)",
+    "published_encode(Tensor x, Tensor theta, Tensor tables) -> Tensor",
     "unpack_codes(Tensor packed, int bits, int count) -> Tensor",
 )
 OPS = tuple(schema.partition("(")[0] for schema in SCHEMAS)
 # What fitting and the published preset call: on a GPU the PyTorch reference serves.
-CPU_OPS = ("product_estep", "published_attend")
+CPU_OPS = ("product_estep", "published_attend", "published_encode")
 
 # Kept for as long as the process lives: dropping it would unregister the operators.
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")

@@ -126,3 +126,18 @@ def published(
     keys, values = side(heads * rounds * 2, 6), side(groups, 2)
     first = torch.arange(batch) * 7
     return query, keys, words, values, groups, *turns(tokens, rotary, rows), first
+
+
+def rounds(
+    heads: int, tokens: int, dim: int, count: int, whole: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Arguments of ops.published_encode: x, theta and tables of `count` rounds."""
+    generator = torch.Generator().manual_seed(8)
+    x = torch.randn(heads, tokens, dim, generator=generator)
+    theta = torch.randn(heads, count, 64, dim, generator=generator)
+    theta *= 0.6 ** torch.arange(1, count + 1)[:, None, None]
+    if whole:
+        x, theta = (3 * x).round(), (3 * theta).round()
+    pairs = torch.view_as_complex(theta.unflatten(-1, (-1, 2)))
+    centres = pairs[:, :, :, None] + 1j * pairs[:, :, None]
+    return x, theta, (centres.real.square() + centres.imag.square()).sum(dim=-1)

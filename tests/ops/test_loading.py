@@ -16,7 +16,7 @@ import torch
 
 from commvq_core import ops
 from commvq_core.ops.load import load_native
-from tests.ops.cases import attention, gaussian, integers, product, published
+from tests.ops.cases import attention, gaussian, integers, product, published, rounds
 
 REPOSITORY = Path(__file__).parents[2]
 REPORT = """
@@ -48,6 +48,8 @@ def exact_digest() -> str:
             codes = ops.additive_encode(x, books, beam)
             found.update(codes.numpy().tobytes())
             found.update(ops.pack_codes(codes, 7).numpy().tobytes())
+    codes = ops.published_encode(*rounds(2, 100, 6, 3, whole=True))
+    found.update(codes.numpy().tobytes())
     return found.hexdigest()
 
 
@@ -65,6 +67,7 @@ def rounded_digest() -> str:
             arguments = attention(tokens=tokens, dim=40, queries=queries)
             for part in ops.additive_attend(*arguments, tokens, 3.0):
                 found.update(part.numpy().tobytes())
+        found.update(ops.published_encode(*rounds(2, tokens, 20, 3)).numpy().tobytes())
         for part in ops.published_attend(*published(tokens=tokens, dim=40), tokens, 3.0):
             found.update(part.numpy().tobytes())
     return found.hexdigest()
@@ -145,6 +148,7 @@ def test_operators_pass_opcheck() -> None:
         (torch.ops.commvq.unpack_codes, (packed, 4, codes.shape[-1])),
         (torch.ops.commvq.unpack_codes, (packed, 4, 0)),
         (torch.ops.commvq.product_estep, (*product(9, 5), 0.1, False)),
+        (torch.ops.commvq.published_encode, rounds(2, 9, 16, 3)),
         (torch.ops.commvq.published_attend, (*published(), 90, 0.0)),
         (torch.ops.commvq.published_attend, (*published(rotary=0), 0, 5.0)),
         (torch.ops.commvq.product_estep, (*product(0, 5), 0.1, True)),
