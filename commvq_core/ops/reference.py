@@ -48,11 +48,12 @@ def additive_attend(
         keys = _decoded(key_codes[:, :, part], key_books, gains) + key_means[:, None].float()
         return keys, _decoded(value_codes[:, :, part], value_books, value_scales)
 
-    return _attend(query, decoded, turns, steps, first, stop, softcap)
+    return _attend(query, query.shape[3], decoded, turns, steps, first, stop, softcap)
 
 
 def _attend(
     query: Tensor,
+    width: int,
     decoded: Callable[[slice], tuple[Tensor, Tensor]],
     turns: Tensor,
     steps: Tensor,
@@ -68,7 +69,6 @@ def _attend(
     rotary, device = 2 * turns.shape[3], query.device
     start_turn = torch.complex(turns[..., 0, :].contiguous(), turns[..., 1, :].contiguous())
     step_turn = torch.complex(steps[..., 0, :].contiguous(), steps[..., 1, :].contiguous())
-    width = decoded(slice(0, 0))[1].shape[-1]
     weighted = query.new_zeros((*query.shape[:3], width))
     peak = query.new_full(query.shape[:3], -torch.inf)
     total = torch.zeros_like(peak)
@@ -127,7 +127,7 @@ def published_attend(
         ones = patterns[unpack_codes(packed, PATTERN_BITS, groups).int()].flatten(-2)
         return keys.transpose(1, 2), (ones * norm[..., None])[:, None]
 
-    return _attend(query, decoded, turns, steps, first, stop, softcap)
+    return _attend(query, 2 * groups, decoded, turns, steps, first, stop, softcap)
 
 
 def _decoded(codes: Tensor, books: Tensor, scales: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from commvq_core.ops import reference
 from tests import reference as naive
 from tests.cuda.plain import assert_better_than_bf16
 from tests.cuda.test_attend_blocks import GEOMETRIES
-from tests.ops.cases import attention, gaussian, integers, product
+from tests.ops.cases import attention, gaussian, integers, product, published, rounds
 from tests.ops.test_additive_attend import CASES
 from tests.ops.test_additive_encode import ROUNDING, SHAPES
 
@@ -197,3 +197,14 @@ def test_small_wrong_arguments_are_refused() -> None:
     x, books = gaussian()
     with pytest.raises(RuntimeError):
         torch.ops.commvq.additive_encode(x.cuda(), books, 4)
+
+
+def test_small_codes_of_the_published_preset() -> None:
+    """There the PyTorch reference serves: the same as on a CPU, but for the order of additions."""
+    arguments = published(dim=40, tokens=700, groups=37, spread=0.1)
+    want = reference.published_attend(*arguments, 650, 0.0)
+    for a, b in zip(ops.published_attend(*on_gpu(*arguments), 650), want, strict=True):
+        assert (a.cpu() - b).abs().max() <= 1e-4 * b.abs().max()
+    case = rounds(2, 300, 16, 3, whole=True)
+    codes = ops.published_encode(*on_gpu(*case)).cpu()
+    assert torch.equal(codes, reference.published_encode(*case))
