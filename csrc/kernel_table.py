@@ -19,7 +19,7 @@ SHARED = re.compile(r"(\d+) bytes smem")
 def kernel_name(symbol: str) -> str:
     """`additive_attend_scores<4, 1>` of its mangled name."""
     names = re.findall(r"\d+([a-z]+(?:_[a-z]+)+?)(?=I[Li]|E)", symbol)
-    numbers = re.findall(r"Li(\d+)E", symbol.partition("Ev")[0])
+    numbers = re.findall(r"L[ib](\d+)E", symbol.partition("Ev")[0])
     name = names[-1] if names else symbol
     return f"{name}<{', '.join(numbers)}>" if numbers else name
 

@@ -1,22 +1,21 @@
-// commvq::additive_attend on CUDA: scores, weighted sums and the merge of splits, one kernel each.
+// commvq::additive_attend on CUDA: scores, weighted sums and the merge of splits, one kernel each;
+// of many rows of queries in additive_attend_rows.cu.
 // Nothing here waits for the GPU or allocates but through torch, so that it can be captured in a
 // CUDA graph.
+#include "cuda/attend_launch.h"
 #include "cuda/attend_score.h"
 #include "cuda/attend_value.h"
-#include "cuda/launch.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
+#include <limits>
 #include <tuple>
 
 namespace commvq::gpu {
 namespace {
 
-constexpr int64_t kMostQueries = 256;
-constexpr int64_t kMostScores = int64_t{64} << 20; // floats kept at once, where units allow it
-constexpr int64_t kMostBlocks = 65535;             // of a grid's second and third axis
+constexpr int64_t kFewQueries = 2 * kRows;         // beyond, decoding again for every 16 costs more
+constexpr int64_t kMostScores = int64_t{64} << 20; // floats kept at once, where a tile allows it
 constexpr int kMergeThreads = 128;
 
 template <int kWords, int kTiles>
@@ -71,17 +70,14 @@ Kernel value_kernel(int words) {
   }
 }
 
-// A side without its scales, gains and means; `tiles` = rows of queries / 8 that a block takes.
-template <class Layout>
+// A side without its scales, gains, means and page.
 AttendSide side_of(
     const Tensor& codes,
     const Tensor& books,
     int64_t batch,
     int64_t heads,
     int64_t dim,
-    int64_t stop,
-    int tiles,
-    size_t shared_memory) {
+    int64_t stop) {
   STD_TORCH_CHECK(
       codes.scalar_type() == ScalarType::Byte && codes.dim() == 4 && codes.size(0) == batch &&
           codes.size(1) == heads && codes.size(2) >= stop,
@@ -107,9 +103,6 @@ AttendSide side_of(
   side.stages = static_cast<int>(books.size(2));
   side.sub_dim = static_cast<int>(books.size(4));
   side.slices = slices_of(side.sub_dim);
-  side.page = stages_a_page<Layout>(
-      side.stages, slice_width(side.sub_dim) / kSliceStep, tiles, warps_for(tiles), shared_memory);
-  STD_TORCH_CHECK(side.page > 0, "additive_attend: this GPU has too little shared memory");
   return side;
 }
 
@@ -119,16 +112,24 @@ bool fits_stages(const Tensor& tensor, ScalarType type, const Tensor& books) {
          tensor.numel() == books.size(0) * books.size(1) * books.size(2);
 }
 
-// Scores and sums of all units, as many at a time as the scores' memory allows.
+// Scores and sums of all units and tiles of queries, as many at a time as scores may take memory.
 template <int kTiles>
-void launch(AttendArguments a, const Device& device, const Tensor& like, int64_t units) {
+Partial attend_few(AttendArguments& a, const Device& device, const Tensor& like, int64_t units) {
   constexpr int kWarps = warps_for(kTiles);
+  const size_t limit = device.shared_memory();
+  a.keys.page = page_of<ScoreShared>(a.keys, kTiles, kWarps, limit);
+  a.values.page = page_of<ValueShared>(a.values, kTiles, kWarps, limit);
   const int64_t tiles = ceil_div(a.queries, kRows * kTiles);
+  const int64_t wanted = choose_splits(units * tiles, a.stop, device.processors());
+  a.split_tokens = ceil_div(ceil_div(a.stop, wanted), kTurnBlock) * kTurnBlock;
+  a.splits = ceil_div(a.stop, a.split_tokens);
+  const Partial results(a, like, units);
   a.score_rows = std::min<int64_t>(a.queries, kRows * kTiles);
-  const int64_t each = tiles * a.stop * a.score_rows;
-  const int64_t most = std::clamp<int64_t>(kMostScores / each, 1, kMostBlocks);
-  const int64_t together = std::min(units, most);
-  const Tensor scores = torch::stable::new_empty(like, {together * each});
+  const int64_t each = a.stop * a.score_rows;
+  const int64_t most = std::clamp<int64_t>(kMostScores / each, 1, kMostGrid);
+  const int64_t tiles_at_once = std::min(tiles, most);
+  const int64_t units_at_once = std::clamp<int64_t>(most / tiles_at_once, 1, units);
+  const Tensor scores = torch::stable::new_empty(like, {units_at_once * tiles_at_once * each});
   a.scores = scores.mutable_data_ptr<float>();
   const int key_words = slice_width(a.keys.sub_dim) / kSliceStep;
   const int value_words = slice_width(a.values.sub_dim) / kSliceStep;
@@ -140,15 +141,32 @@ void launch(AttendArguments a, const Device& device, const Tensor& like, int64_t
   const Kernel by_value = value_kernel<kTiles>(value_words);
   allow_shared_memory(by_key, key_bytes);
   allow_shared_memory(by_value, value_bytes);
-  for (a.first_unit = 0; a.first_unit < units; a.first_unit += together) {
-    const int64_t now = std::min(together, units - a.first_unit);
-    const dim3 grid(
-        static_cast<unsigned>(a.splits), static_cast<unsigned>(now), static_cast<unsigned>(tiles));
-    by_key<<<grid, kWarps * kWarp, key_bytes, device.stream()>>>(a);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-    by_value<<<grid, kWarps * kWarp, value_bytes, device.stream()>>>(a);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  for (a.first_unit = 0; a.first_unit < units; a.first_unit += units_at_once) {
+    const int64_t now = std::min(units_at_once, units - a.first_unit);
+    for (a.first_tile = 0; a.first_tile < tiles; a.first_tile += tiles_at_once) {
+      a.tiles = std::min(tiles_at_once, tiles - a.first_tile);
+      const dim3 grid(
+          static_cast<unsigned>(a.splits),
+          static_cast<unsigned>(now),
+          static_cast<unsigned>(a.tiles));
+      by_key<<<grid, kWarps * kWarp, key_bytes, device.stream()>>>(a);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      by_value<<<grid, kWarps * kWarp, value_bytes, device.stream()>>>(a);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
   }
+  return results;
+}
+
+Partial attend(AttendArguments& a, const Device& device, const Tensor& like, int64_t units) {
+  if (a.stop == 0) {
+    return Partial(a, like, units); // of no splits
+  }
+  if (a.queries <= kRows) {
+    return attend_few<1>(a, device, like, units);
+  }
+  const bool many = a.queries > kFewQueries && rows_fit(a, device);
+  return many ? attend_rows(a, device, like, units) : attend_few<2>(a, device, like, units);
 }
 
 std::tuple<Tensor, Tensor, Tensor> additive_attend(
@@ -167,9 +185,8 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
     int64_t stop,
     double softcap) {
   STD_TORCH_CHECK(
-      query.scalar_type() == ScalarType::Float && query.dim() == 4 && query.size(2) >= 1 &&
-          query.size(2) <= kMostQueries,
-      "additive_attend: query must be float32 [batch, heads, 1 to 256 queries, head_dim]");
+      query.scalar_type() == ScalarType::Float && query.dim() == 4 && query.size(3) >= 1,
+      "additive_attend: query must be float32 [batch, heads, queries, head_dim]");
   const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2);
   const int64_t dim = query.size(3), units = batch * heads;
   STD_TORCH_CHECK(
@@ -203,11 +220,12 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
   const Tensor weighted = torch::stable::new_empty(query, {batch, heads, queries, dim});
   const Tensor peaks = torch::stable::new_empty(query, {batch, heads, queries});
   const Tensor totals = torch::stable::new_empty(query, {batch, heads, queries});
-  if (units == 0) {
+  if (units * queries == 0) {
     return {weighted, peaks, totals};
   }
-  const int tiles = queries <= kRows ? 1 : 2; // of 8 rows, in a block
-  const size_t memory = device.shared_memory();
+  STD_TORCH_CHECK(
+      units * queries <= std::numeric_limits<int>::max() && heads <= kMostGrid,
+      "additive_attend: too many rows of queries for one call");
   AttendArguments a = {};
   a.heads = heads;
   a.queries = queries;
@@ -221,8 +239,8 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
   a.steps = s.const_data_ptr<float>();
   a.first = f.const_data_ptr<int64_t>();
   a.softcap = static_cast<float>(softcap);
-  a.keys = side_of<ScoreShared>(key_codes, key_books, batch, heads, dim, stop, tiles, memory);
-  a.values = side_of<ValueShared>(value_codes, value_books, batch, heads, dim, stop, tiles, memory);
+  a.keys = side_of(key_codes, key_books, batch, heads, dim, stop);
+  a.values = side_of(value_codes, value_books, batch, heads, dim, stop);
   STD_TORCH_CHECK(
       fits_stages(key_gains, ScalarType::Byte, key_books) && a.keys.sub_dim % 2 == 0,
       "additive_attend: key_gains must be contiguous uint8 [heads, subs, stages], sub_dim even");
@@ -236,22 +254,7 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
   a.keys.gains = key_gains.const_data_ptr<uint8_t>();
   a.keys.means = key_means.const_data_ptr<int16_t>();
   a.values.scales = value_scales.const_data_ptr<float>();
-  if (stop > 0) {
-    const int64_t wanted =
-        choose_splits(units * ceil_div(queries, kRows * tiles), stop, device.processors());
-    a.split_tokens = ceil_div(ceil_div(stop, wanted), kTurnBlock) * kTurnBlock;
-    a.splits = ceil_div(stop, a.split_tokens);
-  }
-  const int64_t parts = std::max<int64_t>(1, units * a.splits * queries);
-  const Tensor sums = torch::stable::new_empty(query, {parts * dim});
-  const Tensor part_peaks = torch::stable::new_empty(query, {parts});
-  const Tensor part_totals = torch::stable::new_empty(query, {parts});
-  a.sums = sums.mutable_data_ptr<float>();
-  a.peaks = part_peaks.mutable_data_ptr<float>();
-  a.totals = part_totals.mutable_data_ptr<float>();
-  if (stop > 0) {
-    tiles == 1 ? launch<1>(a, device, query, units) : launch<2>(a, device, query, units);
-  }
+  const Partial partial = attend(a, device, query, units);
   const dim3 rows(static_cast<unsigned>(units * queries));
   additive_attend_merge<<<rows, kMergeThreads, 0, device.stream()>>>(
       a,

@@ -77,7 +77,7 @@ Tensor additive_encode(const Tensor& x, const Tensor& codebooks, int64_t beam) {
   a.codes = output.mutable_data_ptr<uint8_t>();
   a.together =
       tokens_together(a, device.processors(), std::min(kSharedToShare, device.shared_memory()));
-  const size_t bytes = EncodeMemory(nullptr, a).bytes;
+  const size_t bytes = EncodeMemory(counting(), a).bytes;
   const bool fits = bytes <= device.shared_memory();
   const int64_t most = fits ? kMostBlocks : device.processors();
   const int64_t blocks = std::min(a.jobs(), most);

@@ -5,6 +5,8 @@
 
 namespace commvq::gpu {
 
+constexpr float kUnit = 512.0f; // 2^24 / 2^15: of a page's sums, times the largest scale
+
 struct alignas(16) SixteenBytes {
   uint32_t word[4];
 };
@@ -20,6 +22,17 @@ COMMVQ_HD Span span_of(const AttendArguments& a, int64_t unit, int64_t split) {
   begin = first > begin ? first : begin;
   end = end < a.stop ? end : a.stop;
   return {begin, end};
+}
+
+// What 1 of a decoded number of a sub-vector is worth.
+COMMVQ_HD float unit_of(const AttendSide& side, int64_t head, int64_t sub) {
+  const int64_t from = (head * side.subs + sub) * side.stages;
+  float most = 0.0f;
+  for (int64_t i = from; i < from + side.stages; ++i) {
+    const float scale = side.gains == nullptr ? side.scales[i] : static_cast<float>(side.gains[i]);
+    most = larger(scale < 0.0f ? -scale : scale, most);
+  }
+  return kUnit * (most > 0.0f ? most : 1.0f);
 }
 
 // The tiles of a warp: warps take runs of kRun tiles in turn.
@@ -47,10 +60,10 @@ struct Page {
   bool aligned;                       // whether codes can be read four at a time
 
   COMMVQ_HD Page(const AttendSide& from, int64_t row, int64_t head, int index) : side(from) {
-    const int pages = static_cast<int>(ceil_div(from.stages, from.page));
-    first_stage = index % pages * from.page;
-    slice = index / pages % from.slices;
-    sub = index / pages / from.slices;
+    const int own = pages(from);
+    first_stage = index % own * from.page;
+    slice = index / own % from.slices;
+    sub = index / own / from.slices;
     count = from.stages - first_stage < from.page ? from.stages - first_stage : from.page;
     codes = from.codes + row * from.batch_stride + head * from.head_stride + sub * from.stages +
             first_stage;
@@ -58,8 +71,12 @@ struct Page {
         reinterpret_cast<uintptr_t>(codes) % 4 == 0 && from.token_stride % 4 == 0 && count % 4 == 0;
   }
 
+  // Of a slice, and of all.
+  COMMVQ_HD static int pages(const AttendSide& side) {
+    return static_cast<int>(ceil_div(side.stages, side.page));
+  }
   COMMVQ_HD static int number(const AttendSide& side) {
-    return side.subs * side.slices * static_cast<int>(ceil_div(side.stages, side.page));
+    return side.subs * side.slices * pages(side);
   }
   // The first dim of the slice within its sub-vector, and within the head.
   COMMVQ_HD int offset() const { return slice * kWidth; }
@@ -173,7 +190,7 @@ struct Page {
       offset += low(memory.scales[stage]) * (flip ? 127.0f : 128.0f);
     }
     offset *= 1.0f / 16777216.0f; // bytes count as 2^-24
-    memory.facts->unit = 512.0f * (most > 0.0f ? most : 1.0f);
+    memory.facts->unit = kUnit * (most > 0.0f ? most : 1.0f);
     memory.facts->start = -offset;
     memory.facts->missed = -offset - low(half2_of(-offset, -offset));
   }

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace commvq::gpu {
 
@@ -40,15 +41,16 @@ struct AttendSide {
 struct AttendArguments {
   int64_t heads, queries, dim, pairs, stop, turn_rows, turn_blocks; // pairs that turn
   int64_t splits, split_tokens;                                     // a multiple of kTurnBlock
-  int64_t first_unit;   // unit = row of the batch * heads + head
-  int64_t score_rows;   // of one tile of queries
-  const float* query;   // [batch, heads, queries, dim]
-  const float* turns;   // [turn_rows, turn_blocks, 2, pairs]: cosines, then sines
-  const float* steps;   // [32, 2, pairs]
-  const int64_t* first; // [batch]
+  int64_t first_unit;        // unit = row of the batch * heads + head
+  int64_t first_tile, tiles; // of queries, of this launch
+  int64_t score_rows;        // of one tile of queries
+  const float* query;        // [batch, heads, queries, dim]
+  const float* turns;        // [turn_rows, turn_blocks, 2, pairs]: cosines, then sines
+  const float* steps;        // [32, 2, pairs]
+  const int64_t* first;      // [batch]
   float softcap;
   AttendSide keys, values;
-  float* scores; // [units of this launch, tiles of queries, stop, score_rows]
+  float* scores; // [units and tiles of this launch, stop, score_rows]
   float* sums;   // [units, splits, queries, dim]
   float* peaks;  // [units, splits, queries]
   float* totals; // the same
@@ -67,18 +69,26 @@ COMMVQ_HD int slice_width(int sub_dim) {
   return static_cast<int>(ceil_div(ceil_div(sub_dim, slices_of(sub_dim)), kSliceStep) * kSliceStep);
 }
 
-// Hands out a block's shared memory from its start, in steps of 16 bytes.
+// Hands out a block's shared memory from its start, in steps of 16 bytes. A Half2 takes `half2`
+// bytes: on the host it is larger than on a GPU, whose memory is what plans are made for.
 struct Carver {
   char* base;
+  size_t half2 = sizeof(Half2);
   size_t used = 0;
 
   template <class T>
   COMMVQ_HD T* take(int64_t count) {
     T* found = reinterpret_cast<T*>(base + used);
-    used += static_cast<size_t>(ceil_div(count * static_cast<int64_t>(sizeof(T)), 16) * 16);
+    const size_t size = std::is_same_v<T, Half2> ? half2 : sizeof(T);
+    used += (static_cast<size_t>(count) * size + 15) / 16 * 16;
     return found;
   }
 };
+
+// Counts what a block takes of a GPU's shared memory.
+inline Carver counting() {
+  return {nullptr, 4};
+}
 
 // Of a sum of a page's codewords: the bytes' offsets in it, negated; what rounding took off that;
 // and what 1 of it is worth.
@@ -113,8 +123,8 @@ struct ScoreShared {
   float* sizes;  // [8 * tiles]: the largest number of each row of `query`
   float* joined; // [warps, 8 * tiles]
 
-  COMMVQ_HD ScoreShared(char* base, int words, int tiles, int warps, int stages, int page)
-      : carver{base},
+  COMMVQ_HD ScoreShared(Carver start, int words, int tiles, int warps, int stages, int page)
+      : carver(start),
         page(carver, words, stages, page),
         steps(carver.take<Half2>(kTurnBlock * 8 * words)),
         query(carver.take<float>(kRows * tiles * kSliceStep * words)),
@@ -130,8 +140,8 @@ struct ValueShared {
   float* totals; // [8 * tiles]
   float* joined; // [warps, 8 * tiles]
 
-  COMMVQ_HD ValueShared(char* base, int words, int tiles, int warps, int stages, int page)
-      : carver{base},
+  COMMVQ_HD ValueShared(Carver start, int words, int tiles, int warps, int stages, int page)
+      : carver(start),
         page(carver, words, stages, page),
         sums(carver.take<float>(kRows * tiles * kSliceStep * words)),
         peaks(carver.take<float>(kRows * tiles)),
@@ -139,10 +149,10 @@ struct ValueShared {
         joined(carver.take<float>(warps * kRows * tiles)) {}
 };
 
-// Bytes of shared memory of a ScoreShared or ValueShared.
+// Bytes of shared memory of a layout like ScoreShared.
 template <class Layout>
 inline size_t shared_bytes(int words, int tiles, int warps, int stages, int page) {
-  return Layout(nullptr, words, tiles, warps, stages, page).carver.used;
+  return Layout(counting(), words, tiles, warps, stages, page).carver.used;
 }
 
 // The stages whose codewords are in shared memory at once: as many as fit, in pages of about the
@@ -163,13 +173,19 @@ inline int stages_a_page(int stages, int words, int tiles, int warps, size_t lim
 }
 
 // Into how many parts the tokens of a unit are split, when `jobs` = units * tiles of queries share
-// `processors` that hold one block at a time: the number whose last wave ends first.
-inline int64_t choose_splits(int64_t jobs, int64_t stop, int64_t processors) {
-  const int64_t blocks = ceil_div(stop, kTurnBlock);
+// `processors` that hold one block at a time: the number whose last wave ends first. Parts are
+// multiples of `step` tokens; beginning one takes as long as `beginning` tokens.
+inline int64_t choose_splits(
+    int64_t jobs,
+    int64_t stop,
+    int64_t processors,
+    int64_t step = kTurnBlock,
+    int64_t beginning = kTableCost) {
+  const int64_t blocks = ceil_div(stop, step);
   int64_t best = 1, least = -1;
   for (int64_t splits = 1; splits <= blocks && splits <= 4 * processors; ++splits) {
-    const int64_t tokens = ceil_div(blocks, splits) * kTurnBlock;
-    const int64_t cost = ceil_div(jobs * splits, processors) * (tokens + kTableCost);
+    const int64_t tokens = ceil_div(blocks, splits) * step;
+    const int64_t cost = ceil_div(jobs * splits, processors) * (tokens + beginning);
     if (least < 0 || cost < least) {
       best = splits;
       least = cost;

@@ -35,10 +35,10 @@ struct ScoreBlock {
   float* scores; // of the unit and tile
 
   COMMVQ_HD static void run(
-      const AttendArguments& a, int64_t split, int64_t local_unit, int64_t tile, char* memory) {
+      const AttendArguments& a, int64_t split, int64_t local_unit, int64_t z, char* memory) {
     const int64_t unit = a.first_unit + local_unit;
-    const ScoreShared shared(memory, kWords, kTiles, kWarps, a.keys.stages, a.keys.page);
-    const int64_t tiles = ceil_div(a.queries, kAllRows);
+    const ScoreShared shared({memory}, kWords, kTiles, kWarps, a.keys.stages, a.keys.page);
+    const int64_t tile = a.first_tile + z;
     const ScoreBlock block = {
         a,
         shared,
@@ -49,7 +49,7 @@ struct ScoreBlock {
         tile,
         span_of(a, unit, split),
         rows_of(a, tile),
-        a.scores + (local_unit * tiles + tile) * a.stop * a.score_rows};
+        a.scores + (local_unit * a.tiles + z) * a.stop * a.score_rows};
     block.run();
   }
 

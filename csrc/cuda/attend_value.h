@@ -12,7 +12,7 @@
 namespace commvq::gpu {
 
 // Weights are up to 2^14 in half precision, so that those of the many far tokens keep their digits.
-constexpr float kWeightBits = 14.0f;
+constexpr float kWeightBits = 14.0f, kWeightUnit = 1.0f / 16384.0f;
 
 template <int kWords, int kTiles, int kWarps>
 struct ValueBlock {
@@ -37,10 +37,10 @@ struct ValueBlock {
   const float* scores;
 
   COMMVQ_HD static void run(
-      const AttendArguments& a, int64_t split, int64_t local_unit, int64_t tile, char* memory) {
+      const AttendArguments& a, int64_t split, int64_t local_unit, int64_t z, char* memory) {
     const int64_t unit = a.first_unit + local_unit;
-    const ValueShared shared(memory, kWords, kTiles, kWarps, a.values.stages, a.values.page);
-    const int64_t tiles = ceil_div(a.queries, kAllRows);
+    const ValueShared shared({memory}, kWords, kTiles, kWarps, a.values.stages, a.values.page);
+    const int64_t tile = a.first_tile + z;
     const ValueBlock block = {
         a,
         shared,
@@ -51,7 +51,7 @@ struct ValueBlock {
         tile,
         span_of(a, unit, split),
         rows_of(a, tile),
-        a.scores + (local_unit * tiles + tile) * a.stop * a.score_rows};
+        a.scores + (local_unit * a.tiles + z) * a.stop * a.score_rows};
     if (block.span.begin < block.span.end) {
       block.run();
     }
@@ -196,7 +196,7 @@ struct ValueBlock {
           total += shared.joined[warp * kAllRows + thread];
         }
         shared.totals[thread] = total;
-        a.totals[place() + thread] = total * power_of_two(-kWeightBits);
+        a.totals[place() + thread] = total * kWeightUnit;
       }
     });
   }
@@ -225,7 +225,7 @@ struct ValueBlock {
       });
       sync_block();
     }
-    const float worth = shared.page.facts->unit * power_of_two(-kWeightBits);
+    const float worth = shared.page.facts->unit * kWeightUnit;
     each_thread<kThreads>([&](int thread) {
       for (int i = thread; i < rows * page.width(); i += kThreads) {
         const int r = i / page.width(), d = i % page.width();

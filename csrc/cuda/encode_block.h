@@ -39,9 +39,9 @@ struct EncodeMemory {
   int* origins;               // [sums]: parent * kEncodeThreads + codeword
   size_t bytes;
 
-  COMMVQ_HD EncodeMemory(char* base, const EncodeArguments& a)
+  COMMVQ_HD EncodeMemory(Carver start, const EncodeArguments& a)
       : sums(a.together * a.beam), wide(width(a)), stages(a.stages) {
-    Carver carver{base};
+    Carver carver = start;
     all_residuals = carver.take<float>(2 * sums * wide);
     all_scores = carver.take<float>(2 * sums);
     all_codes = carver.take<uint8_t>(2 * sums * stages);
@@ -67,7 +67,7 @@ struct EncodeBlock {
   int count; // tokens
 
   COMMVQ_HD static void run(const EncodeArguments& a, int64_t job, char* base) {
-    const EncodeMemory memory(base, a);
+    const EncodeMemory memory({base}, a);
     const int64_t unit = job / a.blocks_a_unit();
     const int64_t first = job % a.blocks_a_unit() * a.together, left = a.tokens - first;
     const EncodeBlock block = {
@@ -272,7 +272,7 @@ struct EncodeBlock {
 inline int64_t tokens_together(EncodeArguments a, int64_t processors, size_t limit) {
   const int64_t units = a.groups * a.subs;
   for (a.together = kEncodeWarps; a.together > 1; a.together /= 2) {
-    if (EncodeMemory(nullptr, a).bytes <= limit && units * a.blocks_a_unit() >= processors) {
+    if (EncodeMemory(counting(), a).bytes <= limit && units * a.blocks_a_unit() >= processors) {
       break;
     }
   }

@@ -36,7 +36,7 @@ extern "C" void commvq_encode(
   }
   run_backwards = sizes[15] != 0;
   for (int64_t job = 0; job < a.jobs(); ++job) {
-    const Guarded memory(EncodeMemory(nullptr, a).bytes, 0xff);
+    const Guarded memory(EncodeMemory({nullptr}, a).bytes, 0xff);
     EncodeBlock::run(a, run_backwards ? a.jobs() - 1 - job : job, memory.data());
   }
 }

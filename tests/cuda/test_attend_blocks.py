@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda.hosted import attend, compiled
+from tests.cuda.hosted import attend
 from tests.cuda.plain import assert_better_than_bf16
 from tests.ops.cases import attention
 
@@ -20,9 +20,9 @@ from tests.ops.cases import attention
 SHARED = {"sm_80": 166_912, "sm_86": 101_376, "sm_90": 232_448, "little": 49_152}
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return compiled("host_attend.cpp", tmp_path_factory.mktemp("cuda"))
+@pytest.fixture
+def library(few_rows: ctypes.CDLL) -> ctypes.CDLL:
+    return few_rows
 
 
 # head_dim, sub-vectors, stages: widths of a slice of 16, 32, 48 and 64 dims, with and without
