@@ -45,10 +45,9 @@ class CodedContext:
         It sees every token through its code: the window of exact tokens, whose work does not grow
         with the context, is left out.
         """
-        slots = torch.tensor([self.tokens])
         scaling = self.shape.head_dim**-0.5
-        tile = Tile(query, self.shape.kv_heads, slots, None, scaling, None)
-        if not add_undecoded(self.layer, [tile], [slots]):
+        tile = Tile(query, self.shape.kv_heads, self.tokens, None, scaling, None)
+        if not add_undecoded(self.layer, [tile], [(self.tokens,)]):
             raise RuntimeError("attention over these codes is not done by the operator")
         return tile.output().transpose(1, 2)
 

@@ -31,12 +31,14 @@ def make_tiles(
     softcap: float | None,
 ) -> list[Tile]:
     """Cut `query` [batch, heads, q, head_dim], whose first token is `first`, into tiles."""
-    slots = torch.arange(first, first + query.shape[2], device=query.device)
+    count = query.shape[2]
+    if count <= _TILE:
+        return [Tile(query, kv_heads, first, mask, scaling, softcap)]
     tiles = []
-    for start in range(0, query.shape[2], _TILE):
+    for start in range(0, count, _TILE):
         part = slice(start, start + _TILE)
         own = None if mask is None else mask[:, :, part]
-        tiles.append(Tile(query[:, :, part], kv_heads, slots[part], own, scaling, softcap))
+        tiles.append(Tile(query[:, :, part], kv_heads, first + start, own, scaling, softcap))
     return tiles
 
 
@@ -64,12 +66,7 @@ def attend(
     tiles = make_tiles(
         query, layer.keys.shape[1], mask, total - length, scaling=scaling, softcap=softcap
     )
-    boundaries = [
-        layer.first_exact(tile.slots)
-        if layer.strict
-        else torch.full_like(tile.slots, layer.code_length)
-        for tile in tiles
-    ]
+    boundaries = [layer.first_exact(tile.first, tile.length) for tile in tiles]
     for tile, boundary in zip(tiles, boundaries, strict=True):
         _add_exact(layer, tile, boundary)
     if not add_undecoded(layer, tiles, boundaries):
@@ -109,9 +106,12 @@ def _note_padding(layer: CommVQLayer, mask: Tensor | None) -> None:
     """
     if layer.all_begun:
         return
+    total, known = layer.get_seq_length(), layer.first_valid
+    if mask is None and known is None:
+        layer.begin_rows(None, total)
+        return
     assert layer.keys is not None
     batch, device = layer.keys.shape[0], layer.keys.device
-    total = layer.get_seq_length()
     if mask is None:
         began = torch.zeros(batch, dtype=torch.long, device=device)
     else:
@@ -119,45 +119,49 @@ def _note_padding(layer: CommVQLayer, mask: Tensor | None) -> None:
         allowed = last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
         first = torch.where(allowed.any(dim=-1), allowed.int().argmax(dim=-1), total)
         began = first.expand(batch).clone()
-    known = layer.first_valid
     if known is not None:
         # A row that had begun stays where it was, whatever later masks leave out.
         began = torch.where(known < layer.known_length, known, began)
-    layer.first_valid, layer.known_length = began, total
-    layer.all_begun = bool((began < total).all())
+    layer.begin_rows(began, total)
 
 
-def _add_exact(layer: CommVQLayer, tile: Tile, boundary: Tensor) -> None:
+def _add_exact(layer: CommVQLayer, tile: Tile, boundary: tuple[int, ...]) -> None:
     assert layer.keys is not None
     assert layer.values is not None
-    start = max(layer.exact_start, int(boundary[0]))
-    own, stop = int(tile.slots[0]), int(tile.slots[-1]) + 1
+    start, own, stop = max(layer.exact_start, boundary[0]), tile.first, tile.end
     # All queries see what is older than the first of them, but for those boundaries within it.
-    older = tile.length > 1 and start < own and int(boundary[-1]) <= start
+    older = tile.length > 1 and start < own and boundary[-1] <= start
     for begin, end in ((start, own), (own, stop)) if older else ((start, stop),):
         part = slice(begin - layer.exact_start, end - layer.exact_start)
-        columns = torch.arange(begin, end, device=boundary.device)
+        seen = None
         # A single token sees every column from its own boundary on.
-        whole = tile.length == 1 or end <= own
-        seen = None if whole else (columns >= boundary[:, None])[None, None]
+        if tile.length > 1 and end > own:
+            device = layer.keys.device
+            columns = torch.arange(begin, end, device=device)
+            seen = (columns >= torch.tensor(boundary, device=device)[:, None])[None, None]
         keys, values = layer.keys[:, :, part].float(), layer.values[:, :, part].float()
-        tile.add(tile.query, keys, values, columns, seen)
-    if layer.sink_keys is not None and layer.sink_values is not None:
+        tile.add(tile.query, keys, values, range(begin, end), seen)
+    if layer.sink_keys is None or layer.sink_values is None:
+        return
+    if layer.last_first + layer.sinks <= boundary[0]:
+        seen = None
+        slots = layer.sink_slots() if layer.last_first else range(layer.sinks)
+    else:
         slots = layer.sink_slots()
-        whole = tile.length == 1 and bool((slots < boundary).all())
-        seen = None if whole else slots[:, None, None, :] < boundary[:, None]
-        tile.add(tile.query, layer.sink_keys.float(), layer.sink_values.float(), slots, seen)
+        limit = torch.tensor(boundary, device=slots.device)[:, None]
+        seen = slots[:, None, None, :] < limit
+    tile.add(tile.query, layer.sink_keys.float(), layer.sink_values.float(), slots, seen)
 
 
-def _add_codes(layer: CommVQLayer, tiles: list[Tile], boundaries: list[Tensor]) -> None:
+def _add_codes(layer: CommVQLayer, tiles: list[Tile], boundaries: list[tuple[int, ...]]) -> None:
     rotary = layer.rotary
-    ends = [int(boundary[-1]) for boundary in boundaries]
-    begins = [int(boundary[0]) for boundary in boundaries]
+    ends = [boundary[-1] for boundary in boundaries]
+    begins = [boundary[0] for boundary in boundaries]
     queries = [
         to_pairs(tile.query, rotary_dim=rotary.rotary_dim, layout=rotary.layout) for tile in tiles
     ]
     sinks = layer.sink_slots() if layer.sinks else None
-    last_sink = -1 if sinks is None else int(sinks.max())
+    last_sink = layer.last_first + layer.sinks - 1
     for start in range(0, ends[-1], _DECODED):
         stop = min(start + _DECODED, ends[-1])
         keys, values = layer.decode_keys(start, stop), layer.decode_values(start, stop)
@@ -169,12 +173,14 @@ def _add_codes(layer: CommVQLayer, tiles: list[Tile], boundaries: list[Tensor]) 
                 count = min(first + _BLOCK, stop, ends[index]) - first
                 if count <= 0:
                     continue
-                columns = torch.arange(first, first + count, device=keys.device)
                 seen = None
                 if begins[index] < first + count or first <= last_sink:
-                    seen = (columns < boundaries[index][:, None])[None, None]
+                    columns = torch.arange(first, first + count, device=keys.device)
+                    limit = torch.tensor(boundaries[index], device=keys.device)
+                    seen = (columns < limit[:, None])[None, None]
                     if sinks is not None:
                         not_sink = (columns[None, :, None] != sinks[:, None, :]).all(dim=-1)
                         seen = seen & not_sink[:, None, None]
                 own = slice(first - start, first - start + count)
-                tile.add(queries[index], keys[:, :, own], values[:, :, own], columns, seen)
+                slots = range(first, first + count)
+                tile.add(queries[index], keys[:, :, own], values[:, :, own], slots, seen)

@@ -12,7 +12,7 @@ from commvq_core.rope import Rotary, to_pairs
 _ROWS = 2048  # of a KV head in one call: bounds the copies of queries and results
 
 
-def add_undecoded(layer: CommVQLayer, tiles: list[Tile], boundaries: list[Tensor]) -> bool:
+def add_undecoded(layer: CommVQLayer, tiles: list[Tile], boundaries: list[tuple[int, ...]]) -> bool:
     """Attend to the tokens before `boundaries` without decoding them; False if it can't be done.
 
     It can for codecs that have an operator, queries that all see the same codes, no more of them in
@@ -23,19 +23,19 @@ def add_undecoded(layer: CommVQLayer, tiles: list[Tile], boundaries: list[Tensor
     attention = layer.key_codec.attention(layer.value_codec, rows)
     if attention is None:
         return False
-    stop = int(boundaries[0][0])
+    stop = boundaries[0][0]
     most = attention.most_rows(tiles[0].query.device)
     if any(tile.query.shape[2] > most for tile in tiles):
         return False
-    if any(int(boundary[end]) != stop for boundary in boundaries for end in (0, -1)):
+    if any(boundary[end] != stop for boundary in boundaries for end in (0, -1)):
         return False
     first_valid = layer.first_valid
     assert first_valid is not None
-    if not all(_sees_all(tile, first_valid, stop) for tile in tiles):
+    if not all(_sees_all(layer, tile, stop) for tile in tiles):
         return False
     if stop == 0:
         return True
-    turning = layer.positions.turns(layer.rotary, stop, first_valid)
+    turning = layer.positions.turns(layer.rotary, stop, first_valid, settled=layer.all_begun)
     if turning is None:
         return False
     for some in _grouped(tiles, min(most, _ROWS)):
@@ -77,11 +77,20 @@ def _query(rotary: Rotary, tile: Tile) -> Tensor:
     return query
 
 
-def _sees_all(tile: Tile, first_valid: Tensor, stop: int) -> bool:
-    """Whether the mask lets every query see every token from `first_valid` to `stop`."""
-    if tile.mask is None:
-        return not bool(first_valid.any())
-    if tile.mask.dtype != torch.bool or tile.mask.shape[1] != 1:
+def _sees_all(layer: CommVQLayer, tile: Tile, stop: int) -> bool:
+    """Whether the mask lets every query see every token from `first_valid` to `stop`.
+
+    Only asking a mask waits for the device, once a forward pass for all layers.
+    """
+    mask = tile.mask
+    if mask is None:
+        return layer.last_first == 0
+    if mask.dtype != torch.bool or mask.shape[1] != 1:
         return False
-    seen = tile.mask[:, 0, :, :stop].sum(dim=-1)
+    return layer.positions.once(mask, stop, lambda: _shows_all(mask, layer.first_valid, stop))
+
+
+def _shows_all(mask: Tensor, first_valid: Tensor | None, stop: int) -> bool:
+    assert first_valid is not None
+    seen = mask[:, 0, :, :stop].sum(dim=-1)
     return bool((seen == (stop - first_valid).clamp_min(0)[:, None]).all())

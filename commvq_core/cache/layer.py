@@ -113,8 +113,8 @@ class CommVQLayer(CacheLayerMixin):
         self.key_codes, self.value_codes = CodeStore(), CodeStore()
         self.exact_start = 0
         self.first_valid: Tensor | None = None  # [batch] first slot that is not padding
+        self.last_first = 0  # the largest of `first_valid`, or more: known to the host
         self.known_length = 0  # how many slots `first_valid` was learnt from
-        self.all_begun = False  # every row has a slot that is not padding
         self.sink_keys: Tensor | None = None
         self.sink_values: Tensor | None = None
         self.steps = 0  # of one token each, since tokens were encoded
@@ -132,6 +132,23 @@ class CommVQLayer(CacheLayerMixin):
     def code_length(self) -> int:
         """How many tokens have codes: slots 0 .. code_length - 1."""
         return self.key_codes.length
+
+    @property
+    def all_begun(self) -> bool:
+        """Whether every row has a slot that is not padding."""
+        return self.last_first < self.known_length
+
+    def begin_rows(self, first_valid: Tensor | None, length: int) -> None:
+        """Rows begin at `first_valid` [batch] (None: all at 0), as learnt from `length` slots."""
+        self.known_length = length
+        if first_valid is None:
+            assert self.keys is not None
+            batch, device = self.keys.shape[0], self.keys.device
+            self.first_valid = torch.zeros(batch, dtype=torch.long, device=device)
+            self.last_first = 0
+        else:
+            self.first_valid = first_valid
+            self.last_first = int(first_valid.max())
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -151,7 +168,10 @@ class CommVQLayer(CacheLayerMixin):
         return self.keys.to(self.model_dtype), self.values.to(self.model_dtype)
 
     def sink_slots(self) -> Tensor:
-        """[batch, sinks] slots of the first tokens of each row, padding passed over."""
+        """[batch, sinks] slots of the first tokens of each row, padding passed over.
+
+        All of them are below `last_first + sinks`.
+        """
         assert self.first_valid is not None
         steps = torch.arange(self.sinks, device=self.first_valid.device)
         return self.first_valid[:, None] + steps
@@ -173,13 +193,16 @@ class CommVQLayer(CacheLayerMixin):
         self.key_codes.append(self.key_codec.encode(self._plain_keys(keys, start, stop)))
         self.value_codes.append(self.value_codec.encode(values.float()))
 
-    def first_exact(self, slots: Tensor) -> Tensor:
-        """The first token that the query of each slot [q] sees exactly, decoding one by one.
+    def first_exact(self, first: int, count: int) -> tuple[int, ...]:
+        """The first token that each of `count` queries from slot `first` on sees exactly.
 
-        After a crop into the codes the window is shorter: what went before it is codes.
+        That is the code length for all of them, but when `strict`: then what decoding one by one
+        would give. After a crop into the codes the window is shorter: what went before is codes.
         """
-        oldest = slots - self.window + 1
-        return (oldest - oldest % self.group).clamp_min(self.exact_start)
+        if not self.strict:
+            return (self.code_length,) * count
+        oldest = range(first - self.window + 1, first - self.window + 1 + count)
+        return tuple(max(self.exact_start, slot - slot % self.group) for slot in oldest)
 
     def _plain_keys(self, keys: Tensor, start: int, stop: int) -> Tensor:
         """Rotated keys in model order -> canonical keys before RoPE, float32."""
@@ -196,13 +219,13 @@ class CommVQLayer(CacheLayerMixin):
         assert self.keys is not None
         assert self.values is not None
         batch, heads, _, dim = self.keys.shape
-        slots = self.sink_slots()
         if self.sink_keys is None or self.sink_values is None:
             self.sink_keys = self.keys.new_zeros(batch, heads, self.sinks, dim)
             self.sink_values = self.values.new_zeros(batch, heads, self.sinks, dim)
-        inside = (slots >= start) & (slots < stop)
-        if not bool(inside.any()):
+        if start >= self.last_first + self.sinks:
             return
+        slots = self.sink_slots()
+        inside = (slots >= start) & (slots < stop)
         rows, columns = inside.nonzero(as_tuple=True)
         where = slots[rows, columns] - self.exact_start
         self.sink_keys[rows, :, columns] = self.keys[rows, :, where]
@@ -282,7 +305,6 @@ class CommVQLayer(CacheLayerMixin):
         kept = length - self.exact_start
         if self.first_valid is not None:
             self.known_length = min(self.known_length, length)
-            self.all_begun = bool((self.first_valid < length).all())
         self.keys, self.values = self.keys[:, :, :kept], self.values[:, :, :kept]
         if length == 0:
             self._empty()
@@ -362,8 +384,8 @@ class CommVQLayer(CacheLayerMixin):
         self.dtype = keys.dtype
         for name, tensor in kept.items():
             setattr(self, name, tensor)
-        self.known_length, self.steps = self.get_seq_length(), int(steps)
-        self.all_begun = bool((kept["first_valid"] < self.known_length).all())
+        self.steps = int(steps)
+        self.begin_rows(kept["first_valid"], self.get_seq_length())
 
     @property
     def nbytes(self) -> int:

@@ -146,12 +146,11 @@ def _mask(**given: Any) -> Tensor | None:
     from transformers.masking_utils import causal_mask_function, sdpa_mask
 
     padding = given.get("attention_mask")
-    if (
-        given.get("mask_function") is causal_mask_function
-        and given.get("allow_is_causal_skip", True)
-        and (padding is None or bool(padding.all()))
-    ):
-        return None
+    skips = given.get("allow_is_causal_skip", True)
+    if skips and given.get("mask_function") is causal_mask_function:
+        if padding is None or bool(padding.all()):
+            return None
+        given["allow_is_causal_skip"] = False  # or it would ask the device again
     return sdpa_mask(**given)
 
 
@@ -207,12 +206,11 @@ def _exact(
     """Plain attention with what SDPA does not have: soft-capping, learnt sinks, later queries."""
     kv_heads, tokens = key.shape[1], key.shape[2]
     first = tokens - query.shape[2]
-    columns = torch.arange(tokens, device=query.device)
     keys, values = key.float(), value.float()
     seen = torch.ones(1, 1, 1, tokens, dtype=torch.bool, device=query.device)
     tiles = make_tiles(query, kv_heads, mask, first, scaling=scaling, softcap=softcap)
     for tile in tiles:
-        tile.add(tile.query, keys, values, columns, seen)
+        tile.add(tile.query, keys, values, range(tokens), seen)
         if sink_logits is not None:
             tile.add_logits(sink_logits)
     return torch.cat([tile.output() for tile in tiles], dim=1).to(query.dtype).contiguous()

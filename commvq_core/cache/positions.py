@@ -2,10 +2,15 @@
 
 Positions are kept once a cache, not once a layer (4 bytes a token), since padding makes them differ
 between the rows of a batch. Tables are made when asked for and kept for the length of one forward
-pass, in which all layers that rotate alike ask for the same ones.
+pass, in which all layers that rotate alike ask for the same ones. How tokens turn for attention
+over codes is kept for as long as the codes are the same, so that a decoding step computes and
+checks nothing.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,8 +20,19 @@ from commvq_core.ops import ATTEND_BLOCK
 from commvq_core.rope import Rotary
 
 
+@dataclass(frozen=True)
+class _Turns:
+    """How tokens 0 to `stop` - 1 turn, for the layers that rotate by `rotary`."""
+
+    rotary: Rotary
+    stop: int
+    tables: tuple[Tensor, Tensor]
+
+
 class Positions:
     """int32 [rows, tokens], rows = 1 while all rows of the batch agree, else the batch.
+
+    Single tokens that come with a position for every row are not asked whether they agree.
 
     `limit` is the first position that the model would rotate by other frequencies (longrope), if
     there is one.
@@ -26,6 +42,8 @@ class Positions:
         self._limit = limit
         self._ids: Tensor | None = None
         self._tables: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._turns: list[_Turns] = []
+        self._answers: list[tuple[Tensor, int, bool]] = []
 
     def __len__(self) -> int:
         return 0 if self._ids is None else self._ids.shape[1]
@@ -38,6 +56,7 @@ class Positions:
     def restore(self, ids: Tensor | None) -> None:
         """Take over what `ids` was elsewhere."""
         self._ids = ids
+        self._turns.clear()
 
     def begin_forward(self, length: int, ids: Tensor) -> None:
         """Append the positions `ids` [rows, n] behind the first `length` tokens.
@@ -49,10 +68,12 @@ class Positions:
                 f"this model's longrope changes its frequencies past {self._limit:,} tokens",
                 "keep compressed contexts shorter than that",
             )
-        self._tables.clear()
+        self.end_forward()
         ids = ids.to(torch.int32)
-        if ids.shape[0] > 1 and bool((ids == ids[:1]).all()):
+        if ids.shape[0] > 1 and ids.shape[1] > 1 and bool((ids == ids[:1]).all()):
             ids = ids[:1]
+        if length < len(self):
+            self._turns.clear()
         if self._ids is None or length == 0:
             self._ids = ids
             return
@@ -71,21 +92,34 @@ class Positions:
             self._tables[key] = (cos[:, None], sin[:, None])
         return self._tables[key]
 
-    def turns(self, rotary: Rotary, stop: int, first_valid: Tensor) -> tuple[Tensor, Tensor] | None:
+    def turns(
+        self, rotary: Rotary, stop: int, first_valid: Tensor, *, settled: bool
+    ) -> tuple[Tensor, Tensor] | None:
         """How tokens 0 to stop - 1 turn, block by block, as ops.additive_attend takes it.
 
-        None unless each row's positions rise by one from its first real token [batch] on. Computed
-        once a forward pass for all layers that rotate alike.
+        None unless each row's positions rise by one from its first real token [batch] on. When
+        `settled`, so that `first_valid` will not change, it is computed once for all layers that
+        rotate alike, until `stop` or the batch changes.
         """
-        key = (id(rotary), -1, stop)
-        if key not in self._tables:
-            found = self._turns(rotary, stop, first_valid)
-            if found is None:
-                return None
-            self._tables[key] = found
-        return self._tables[key]
+        for known in self._turns:
+            if known.rotary is rotary and known.stop == stop:
+                return known.tables
+        tables = self._compute_turns(rotary, stop, first_valid)
+        if settled and tables is not None:
+            self._turns = [known for known in self._turns if known.rotary is not rotary]
+            self._turns.append(_Turns(rotary, stop, tables))
+        return tables
 
-    def _turns(
+    def once(self, mask: Tensor, stop: int, ask: Callable[[], bool]) -> bool:
+        """What `ask` says of a mask and `stop`, asked once a forward pass."""
+        for known, length, answer in self._answers:
+            if known is mask and length == stop:
+                return answer
+        answer = ask()
+        self._answers.append((mask, stop, answer))
+        return answer
+
+    def _compute_turns(
         self, rotary: Rotary, stop: int, first_valid: Tensor
     ) -> tuple[Tensor, Tensor] | None:
         assert self._ids is not None
@@ -100,28 +134,34 @@ class Positions:
         return _turned(starts, frequencies), _turned(steps, frequencies)
 
     def end_forward(self) -> None:
-        """Drop the tables."""
+        """Drop what belongs to one pass."""
         self._tables.clear()
+        self._answers.clear()
 
     def crop(self, length: int) -> None:
         """Forget the tokens from `length` on."""
+        self._turns.clear()
         if self._ids is not None:
             self._ids = self._ids[:, :length]
 
     def select(self, indices: Tensor) -> None:
         """Keep the given rows of the batch."""
+        self._turns.clear()
         if self._ids is not None and self._ids.shape[0] > 1:
             self._ids = self._ids[indices.to(self._ids.device)]
 
     def repeat(self, repeats: int) -> None:
         """Repeat every row `repeats` times."""
+        self._turns.clear()
         if self._ids is not None and self._ids.shape[0] > 1:
             self._ids = self._ids.repeat_interleave(repeats, dim=0)
 
     @property
     def nbytes(self) -> int:
         """Bytes stored."""
-        return 0 if self._ids is None else self._ids.numel() * self._ids.element_size()
+        held = [] if self._ids is None else [self._ids]
+        held += [table for known in self._turns for table in known.tables]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def _turned(positions: Tensor, frequencies: Tensor) -> Tensor:

@@ -13,14 +13,16 @@ class Tile:
 
     Query heads that share a KV head are stacked: `query` [batch, kv_heads, groups * q, head_dim],
     rotated and scaled. `weighted` / `total` is the attention output so far and `peak + log(total)`
-    its log-sum-exp. `slots` [q] are the queries' tokens.
+    its log-sum-exp. `first` is the token of the first query; the others follow it.
+
+    What is known without asking the device stays on the host, so that a decoding step never waits.
     """
 
     def __init__(
         self,
         query: Tensor,
         kv_heads: int,
-        slots: Tensor,
+        first: int,
         mask: Tensor | None,
         scaling: float,
         softcap: float | None,
@@ -29,18 +31,28 @@ class Tile:
         self.groups = heads // kv_heads
         rows = query.float() * scaling
         self.query = rows.reshape(batch, kv_heads, self.groups * self.length, dim)
-        self.slots, self.mask, self.softcap = slots, mask, softcap
+        self.first, self.mask, self.softcap = first, mask, softcap
         self.peak = self.query.new_full((*self.query.shape[:-1], 1), -torch.inf)
         self.total = torch.zeros_like(self.peak)
         self.weighted = torch.zeros_like(self.query)
 
+    @property
+    def end(self) -> int:
+        """The token behind the last query's."""
+        return self.first + self.length
+
     def add(
-        self, query: Tensor, keys: Tensor, values: Tensor, columns: Tensor, seen: Tensor | None
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        columns: range | Tensor,
+        seen: Tensor | None,
     ) -> None:
         """Attend to a part of the context.
 
         `query` is `self.query`, perhaps reordered as `keys` [batch, kv_heads, n, head_dim] are;
-        `values` alike. `columns` [n] or [batch, n] are the tokens' slots. `seen` bool,
+        `values` alike. `columns` or [batch, n] are the tokens' slots. `seen` bool,
         broadcastable to [batch, 1, q, n], says which tokens belong to this part for which query;
         None: all do, and none lies ahead of a query.
         """
@@ -98,19 +110,22 @@ class Tile:
         large = self.length > 1 and keys.shape[2] >= _FUSED
         return plain and large and keys.device.type == "cpu"
 
-    def _bias(self, columns: Tensor, seen: Tensor | None, kv_heads: int) -> Tensor:
+    def _bias(self, columns: range | Tensor, seen: Tensor | None, kv_heads: int) -> Tensor:
         """0 where a query may look, -inf where not (or the model's own additive mask).
 
         [batch or 1, kv_heads or 1, groups or 1, q, n].
         """
-        zero = torch.zeros((), device=columns.device)
+        device = self.query.device
+        zero = torch.zeros((), device=device)
         if self.mask is None:
-            slots = columns if columns.dim() == 2 else columns[None]
-            ahead = slots[:, None, None, :] > self.slots[:, None]
+            queries = torch.arange(self.first, self.end, device=device)
+            if isinstance(columns, range):
+                columns = torch.arange(columns.start, columns.stop, device=device)[None]
+            ahead = columns[:, None, None, :] > queries[:, None]
             allowed = ~ahead if seen is None else seen & ~ahead
             return torch.where(allowed, zero, -torch.inf)[:, :, None]
-        if columns.dim() == 1:
-            part = self.mask[..., columns]
+        if isinstance(columns, range):
+            part = self.mask[..., columns.start : columns.stop]
         else:
             rows = self.mask.expand(columns.shape[0], -1, -1, -1)
             index = columns[:, None, None, :].expand(-1, rows.shape[1], rows.shape[2], -1)

@@ -42,7 +42,7 @@ MAX_PRODUCT = 1024  # codewords of a product codebook
 MANY_QUERIES = 1 << 20  # rows that share a KV head, where kernels are made for a prompt's
 
 _NATIVE = load_native(Path(__file__).resolve().parent.parent)
-_FOR_MANY = {"cpu"} & set(_NATIVE.backends)
+_FOR_MANY = {"cpu", "cuda"} & set(_NATIVE.backends)
 
 
 def native_available() -> bool:

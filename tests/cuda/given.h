@@ -20,8 +20,7 @@ class Given {
       : key_codes_(codes_bytes(sizes, sizes.key_subs * sizes.key_stages), pointers[1]),
         value_codes_(codes_bytes(sizes, sizes.value_subs * sizes.value_stages), pointers[5]),
         query_(sizeof(float) * units(sizes) * sizes.queries * sizes.dim, pointers[0]),
-        turns_(
-            sizeof(float) * sizes.turn_rows * sizes.turn_blocks * 2 * sizes.pairs, pointers[8]),
+        turns_(sizeof(float) * sizes.turn_rows * sizes.turn_blocks * 2 * sizes.pairs, pointers[8]),
         steps_(sizeof(float) * commvq::gpu::kTurnBlock * 2 * sizes.pairs, pointers[9]) {
     commvq::gpu::run_backwards = sizes.backwards != 0;
     arguments.heads = sizes.heads;
@@ -39,8 +38,7 @@ class Given {
     arguments.keys = side(sizes, pointers[2], sizes.key_subs, sizes.key_stages, key_codes_);
     arguments.keys.gains = static_cast<const uint8_t*>(pointers[3]);
     arguments.keys.means = static_cast<const int16_t*>(pointers[4]);
-    arguments.values =
-        side(sizes, pointers[6], sizes.value_subs, sizes.value_stages, value_codes_);
+    arguments.values = side(sizes, pointers[6], sizes.value_subs, sizes.value_stages, value_codes_);
     arguments.values.scales = static_cast<const float*>(pointers[7]);
   }
 

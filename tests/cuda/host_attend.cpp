@@ -9,7 +9,8 @@ namespace {
 
 template <int kWords, int kTiles, int kWarps, template <int, int, int> class Block, class Layout>
 void run(const AttendArguments& a, const AttendSide& side, int64_t units, int64_t tiles) {
-  const size_t bytes = Layout({nullptr}, kWords, kTiles, kWarps, side.stages, side.page).carver.used;
+  const size_t bytes =
+      Layout({nullptr}, kWords, kTiles, kWarps, side.stages, side.page).carver.used;
   for (int64_t i = 0; i < a.splits * units * tiles; ++i) {
     const int64_t block = in_order(i, a.splits * units * tiles);
     Guarded memory(bytes, 0xff); // NaN, wherever a float is read that nobody wrote

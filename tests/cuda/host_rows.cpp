@@ -9,8 +9,7 @@ namespace {
 
 template <int kWords, bool kKeys>
 void decode(const RowsArguments& m, const AttendSide& side, int64_t units) {
-  const size_t bytes =
-      DecodeShared({nullptr}, kWords, 0, 0, side.stages, side.page).carver.used;
+  const size_t bytes = DecodeShared({nullptr}, kWords, 0, 0, side.stages, side.page).carver.used;
   const int64_t splits = ceil_div(m.end - m.begin, m.decode_tokens);
   const int64_t slices = int64_t{side.subs} * side.slices, count = splits * units * slices;
   for (int64_t i = 0; i < count; ++i) {
@@ -67,7 +66,8 @@ void attend_columns(const RowsArguments& m, int columns, int64_t units) {
 
 } // namespace
 
-// What additive_attend_rows.cu does, with `splits` of a part of `room` tokens; 1 if it does not fit.
+// What additive_attend_rows.cu does, with `splits` of a part of `room` tokens; 1 if it does not
+// fit.
 extern "C" int commvq_attend_rows(const Sizes* sizes, void** pointers, float softcap) {
   Given given(*sizes, pointers, softcap);
   AttendArguments& a = given.arguments;
@@ -127,8 +127,7 @@ extern "C" void commvq_rows_shape(int64_t queries, int64_t dim, int64_t limit, i
 }
 
 // {units together, tokens of a part}.
-extern "C" void commvq_part_plan(
-    int64_t units, int64_t stop, int64_t token_bytes, int64_t* plan) {
+extern "C" void commvq_part_plan(int64_t units, int64_t stop, int64_t token_bytes, int64_t* plan) {
   const PartPlan found = part_plan(units, stop, token_bytes, 65535);
   plan[0] = found.units;
   plan[1] = found.room;

@@ -37,7 +37,7 @@ def test_small_attention_of_every_case(case: str, softcap: float) -> None:
     assert_better_than_bf16(result, arguments, stop, softcap)
 
 
-@pytest.mark.parametrize("queries", [4, 16])
+@pytest.mark.parametrize("queries", [4, 16, 70])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_small_attention_of_every_layout(geometry: tuple[int, int, int], queries: int) -> None:
     dim, subs, stages = geometry
@@ -49,7 +49,7 @@ def test_small_attention_of_every_layout(geometry: tuple[int, int, int], queries
         assert_better_than_bf16(result, arguments, stop)
 
 
-@pytest.mark.parametrize("queries", [1, 8, 9, 64, 256])
+@pytest.mark.parametrize("queries", [1, 8, 9, 17, 64, 256, 2100])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_long_attention_agrees_with_the_reference(batch: int, queries: int) -> None:
     arguments = on_gpu(
@@ -67,8 +67,38 @@ def test_long_attention_agrees_with_the_reference(batch: int, queries: int) -> N
         assert float((sums[0] - sums[1]).abs().max()) < 5e-3
 
 
-def test_attention_neither_waits_nor_varies() -> None:
-    arguments = on_gpu(*attention(dim=64, rotary=64, stages=8, queries=4, tokens=3000))
+@pytest.mark.parametrize("queries", [20, 130])
+@pytest.mark.parametrize("dim", [256, 1024])
+def test_small_attention_with_wide_heads(dim: int, queries: int) -> None:
+    """Of 1,024 dims, no block of many rows fits: those for few rows serve."""
+    arguments = attention(
+        dim=dim, rotary=64, subs=dim // 64, stages=2, queries=queries, tokens=100, spread=2 / dim
+    )
+    result = ops.additive_attend(*on_gpu(*arguments), 100, 0.0)
+    assert_better_than_bf16(result, arguments, 100)
+
+
+def test_a_whole_prompts_queries_are_taken() -> None:
+    assert ops.most_rows(torch.device("cuda")) >= 2048 * 16
+
+
+def test_what_is_decoded_in_parts_agrees_with_the_reference() -> None:
+    """Five rows of 16 heads of 40,000 tokens: several parts, and units in several launches."""
+    arguments = on_gpu(
+        *attention(
+            batch=5, heads=16, queries=40, dim=128, subs=2, stages=8, rotary=128, tokens=40_000,
+            spread=0.05,
+        )
+    )  # fmt: skip
+    got = ops.additive_attend(*arguments, 40_000, 0.0)
+    want = reference.additive_attend(*arguments, 40_000, 0.0)
+    values = [w / t[..., None] for w, _, t in (got, want)]
+    assert float((values[0] - values[1]).abs().max() / values[1].abs().max()) < 5e-3
+
+
+@pytest.mark.parametrize("queries", [4, 200])
+def test_attention_neither_waits_nor_varies(queries: int) -> None:
+    arguments = on_gpu(*attention(dim=64, rotary=64, stages=8, queries=queries, tokens=3000))
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")  # what makes the host wait for the GPU raises
     try:
@@ -79,8 +109,9 @@ def test_attention_neither_waits_nor_varies() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_attention_is_captured_in_a_graph() -> None:
-    arguments = on_gpu(*attention(dim=64, rotary=64, stages=8, queries=4, tokens=3000))
+@pytest.mark.parametrize("queries", [4, 200])
+def test_attention_is_captured_in_a_graph(queries: int) -> None:
+    arguments = on_gpu(*attention(dim=64, rotary=64, stages=8, queries=queries, tokens=3000))
     want = ops.additive_attend(*arguments, 3000, 0.0)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

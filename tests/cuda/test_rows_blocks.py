@@ -151,13 +151,9 @@ def test_blocks_are_as_large_as_fits(library: ctypes.CDLL) -> None:
 
 
 @pytest.mark.parametrize(("units", "stop"), [(8, 131_072), (8, 100), (64, 131_072), (1, 1 << 33)])
-def test_what_is_decoded_at_a_time_stays_small(
-    library: ctypes.CDLL, units: int, stop: int
-) -> None:
+def test_what_is_decoded_at_a_time_stays_small(library: ctypes.CDLL, units: int, stop: int) -> None:
     plan = (ctypes.c_int64 * 2)()
-    library.commvq_part_plan(
-        ctypes.c_int64(units), ctypes.c_int64(stop), ctypes.c_int64(512), plan
-    )
+    library.commvq_part_plan(ctypes.c_int64(units), ctypes.c_int64(stop), ctypes.c_int64(512), plan)
     together, room = plan
     assert 1 <= together <= units
     assert room % 64 == 0
