@@ -1,5 +1,7 @@
 """Reads what `nvcc -Xptxas -v` printed; prints a table of kernels, and fails if one spills.
 
+An array that is indexed by what is not known when compiling lies in the same memory as what spills.
+
 Usage: python csrc/kernel_table.py LOG
 """
 
@@ -55,9 +57,13 @@ def main(path: str) -> int:
             for a in architectures
         ]
         print(f"{name:<{width}}", *(f"{cell:>12}" for cell in cells))
-        bad += [f"{name} on {a}" for a, row in sorted(rows.items()) if row["spilled"]]
+        for a, row in sorted(rows.items()):
+            if row["spilled"]:
+                bad.append(f"{name} on {a} spills registers to memory")
+            elif row["stack"]:
+                bad.append(f"{name} on {a} keeps {row['stack']} bytes of a thread in memory")
     for kernel in bad:
-        print(f"cu-check: {kernel} spills registers to memory", file=sys.stderr)
+        print(f"cu-check: {kernel}", file=sys.stderr)
     if not found:
         print("cu-check: ptxas named no kernel", file=sys.stderr)
     return int(bool(bad) or not found)

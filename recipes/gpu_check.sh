@@ -4,8 +4,9 @@
 # GPU tests, also under compute-sanitizer where that is there, then the benchmarks, and leaves
 # gpu_check.json and gpu_check.md in runs/gpu_check. Without a GPU it says so and ends well.
 #
-# PYTHON names another interpreter; COMMVQ_GPU_CHECK_OUT another folder; COMMVQ_GPU_CHECK_SANITIZE=0
-# leaves compute-sanitizer out, which takes most of the time.
+# PYTHON names another interpreter; COMMVQ_GPU_CHECK_OUT another folder. COMMVQ_GPU_CHECK_STEPS names
+# the steps to run, where time is short, and adds to what the folder holds: build, kernels, tests,
+# memcheck, racecheck (these two take most of the time), decode-1, decode-8, encode, memory.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
@@ -20,11 +21,18 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
   exit 0
 fi
 
-rm -rf "$out"
+if [[ -z ${COMMVQ_GPU_CHECK_STEPS:-} ]]; then
+  rm -rf "$out"
+fi
 mkdir -p "$out/site"
 out=$(cd "$out" && pwd)
-ln -s "$PWD/cli" "$out/site/commvq_cli" # under the name that it is installed as
+ln -sfn "$PWD/cli" "$out/site/commvq_cli" # under the name that it is installed as
 export PYTHONPATH="$PWD:$out/site${PYTHONPATH:+:$PYTHONPATH}"
+# Where torch finds nvcc, there are the other tools too.
+cuda_home=$("$python" -c 'from torch.utils.cpp_extension import CUDA_HOME as found; print(found or "")')
+if [[ -n $cuda_home ]]; then
+  export PATH="$cuda_home/bin:$PATH"
+fi
 TORCH_CUDA_ARCH_LIST=$("$python" -c '
 import torch
 print("{}.{}".format(*torch.cuda.get_device_capability()))')
@@ -32,9 +40,12 @@ export TORCH_CUDA_ARCH_LIST
 
 # A step that fails is noted, and the others still run.
 failed=0
-step() { # step NAME COMMAND...: what it prints goes to NAME.json or, of tests, NAME.out
+step() { # step NAME COMMAND...: what it prints goes to NAME.out and NAME.err
   local name=$1 status=0 begin=$SECONDS
   shift
+  if [[ -n ${COMMVQ_GPU_CHECK_STEPS:-} && " $COMMVQ_GPU_CHECK_STEPS " != *" $name "* ]]; then
+    return
+  fi
   echo "gpu_check: $name"
   "$@" >"$out/$name.out" 2>"$out/$name.err" || status=$?
   echo "$name $status $((SECONDS - begin))" >>"$out/steps"
@@ -49,13 +60,20 @@ commvq() {
 }
 tests=("$python" -m pytest -q -p no:cacheprovider --no-header)
 
-COMMVQ_BUILD=cuda step build "$python" setup.py --quiet build_ext --inplace
+# Away from pyproject.toml, which an older setuptools than its 77 can't read.
+build_extension() {
+  mkdir -p build/gpu_check
+  ln -sfn "$PWD/csrc" "$PWD/cli" "$PWD/commvq_core" "$PWD/setup.py" build/gpu_check/
+  (cd build/gpu_check && COMMVQ_BUILD=cuda "$python" setup.py --quiet build_ext --inplace)
+}
+
+step build build_extension
 step kernels "$python" -c '
 from commvq_core import ops
 found = ops.native_info()
 assert "cuda" in found.backends, found.summary'
 step tests "${tests[@]}" tests/cuda
-if [[ ${COMMVQ_GPU_CHECK_SANITIZE:-1} != 0 ]] && command -v compute-sanitizer >/dev/null; then
+if command -v compute-sanitizer >/dev/null; then
   # Without torch's cache of memory every tensor is an allocation whose ends are watched.
   export PYTORCH_NO_CUDA_MEMORY_CACHING=1
   for tool in memcheck racecheck; do

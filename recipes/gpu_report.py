@@ -34,9 +34,10 @@ def machine() -> dict[str, Any]:
 
 def collect(folder: Path) -> dict[str, Any]:
     """{"machine", "steps": [{"name", "status", "seconds", "says"}], and a bench's JSON by name}."""
+    # Of a step that ran several times, the last counts.
+    ran = (folder / "steps").read_text(encoding="utf-8").splitlines()
     steps = []
-    for line in (folder / "steps").read_text(encoding="utf-8").splitlines():
-        name, status, seconds = line.split()
+    for name, (status, seconds) in {line.split()[0]: line.split()[1:] for line in ran}.items():
         lines = (folder / f"{name}.out").read_text(encoding="utf-8").splitlines()
         says = lines[-1].strip("= ") if lines and name not in BENCHES else ""
         steps.append({"name": name, "status": int(status), "seconds": int(seconds), "says": says})

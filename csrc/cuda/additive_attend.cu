@@ -70,7 +70,7 @@ Kernel value_kernel(int words) {
   }
 }
 
-// A side without its scales, gains, means and page.
+// A side without its scales, gains, means and page, its stages added one by one.
 AttendSide side_of(
     const Tensor& codes,
     const Tensor& books,
@@ -103,6 +103,7 @@ AttendSide side_of(
   side.stages = static_cast<int>(books.size(2));
   side.sub_dim = static_cast<int>(books.size(4));
   side.slices = slices_of(side.sub_dim);
+  side.group = 1;
   return side;
 }
 
@@ -117,8 +118,7 @@ template <int kTiles>
 Partial attend_few(AttendArguments& a, const Device& device, const Tensor& like, int64_t units) {
   constexpr int kWarps = warps_for(kTiles);
   const size_t limit = device.shared_memory();
-  a.keys.page = page_of<ScoreShared>(a.keys, kTiles, kWarps, limit);
-  a.values.page = page_of<ValueShared>(a.values, kTiles, kWarps, limit);
+  set_pages<ScoreShared, ValueShared>(a, kTiles, kWarps, limit);
   const int64_t tiles = ceil_div(a.queries, kRows * kTiles);
   const int64_t wanted = choose_splits(units * tiles, a.stop, device.processors());
   a.split_tokens = ceil_div(ceil_div(a.stop, wanted), kTurnBlock) * kTurnBlock;
@@ -175,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
     const Tensor& key_books,
     const Tensor& key_gains,
     const Tensor& key_means,
-    int64_t /*key_group*/, // sums are in half precision and need no groups
+    int64_t key_group,
     const Tensor& value_codes,
     const Tensor& value_books,
     const Tensor& value_scales,
@@ -251,6 +251,10 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
   STD_TORCH_CHECK(
       fits_stages(value_scales, ScalarType::Float, value_books),
       "additive_attend: value_scales must be contiguous float32 [heads, subs, stages]");
+  STD_TORCH_CHECK(
+      key_group == 1 || key_group == 2 || key_group == 4,
+      "additive_attend: key_group must be 1, 2 or 4");
+  a.keys.group = static_cast<int>(key_group);
   a.keys.gains = key_gains.const_data_ptr<uint8_t>();
   a.keys.means = key_means.const_data_ptr<int16_t>();
   a.values.scales = value_scales.const_data_ptr<float>();

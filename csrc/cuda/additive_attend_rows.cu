@@ -80,8 +80,7 @@ bool rows_fit(const AttendArguments& a, const Device& device) {
 Partial attend_rows(AttendArguments& a, const Device& device, const Tensor& like, int64_t units) {
   const size_t limit = device.shared_memory();
   const RowsShape shape = rows_shape(a, limit);
-  a.keys.page = page_of<DecodeShared>(a.keys, 0, 0, limit);
-  a.values.page = page_of<DecodeShared>(a.values, 0, 0, limit);
+  set_pages<DecodeShared, DecodeShared>(a, 0, 0, limit);
   RowsArguments m = {};
   m.key_width = decoded_key_width(a.dim);
   m.value_width = shape.width();

@@ -32,12 +32,18 @@ struct Partial {
   }
 };
 
-template <class Layout>
-int page_of(const AttendSide& side, int tiles, int warps, size_t limit) {
-  const int words = slice_width(side.sub_dim) / kSliceStep;
-  const int page = stages_a_page<Layout>(side.stages, words, tiles, warps, limit);
-  STD_TORCH_CHECK(page > 0, "additive_attend: this GPU has too little shared memory");
-  return page;
+// Sets both sides' pages, and lowers the keys' group to what kernels add as bytes.
+template <class KeyLayout, class ValueLayout>
+void set_pages(AttendArguments& a, int tiles, int warps, size_t limit) {
+  const auto page = [&](const AttendSide& side, auto stages_that_fit) {
+    const int words = slice_width(side.sub_dim) / kSliceStep;
+    const int found = stages_that_fit(side.stages, words, tiles, warps, limit);
+    STD_TORCH_CHECK(found > 0, "additive_attend: this GPU has too little shared memory");
+    return found;
+  };
+  a.keys.page = page(a.keys, stages_a_page<KeyLayout>);
+  a.values.page = page(a.values, stages_a_page<ValueLayout>);
+  a.keys.group = usable_group(a.keys.group, a.keys.stages, a.keys.page);
 }
 
 // Whether blocks of many rows fit the device; if so, launches them on its stream.

@@ -91,8 +91,10 @@ struct Page {
   }
   COMMVQ_HD bool begins_slice() const { return first_stage == 0; }
 
-  // Copies the codewords to shared memory as unsigned bytes: c + 128, or 127 - c in stages whose
-  // scale changes sign, which are chosen so that the offsets cancel on the way and sums keep their
+  // Copies the codewords to shared memory. Of a group's sum c, which fits a byte, the first stage
+  // holds the offset that makes it unsigned, and the others nothing: words of four bytes then just
+  // add up, whatever is carried on the way. It becomes c + 128, or 127 - c in groups whose scale
+  // changes sign, which are chosen so that the offsets cancel along the sum and it keeps its
   // digits. Scales are 2^15 times their share of the sub-vector's largest. Ends synchronised.
   template <int kThreads>
   COMMVQ_HD void load(int64_t head, const PageMemory& memory) const {
@@ -138,6 +140,7 @@ struct Page {
   // 4 * kWords * part to 4 * kWords * (part + 1) - 1 of the slice. `ahead` holds the tokens' first
   // four codes, and then those of the tokens whose codes are at `next`, so that memory answers in
   // time.
+  template <bool kKeys>
   COMMVQ_HD void decode(
       const PageMemory& memory,
       int part,
@@ -149,28 +152,10 @@ struct Page {
     for (int i = 0; i < 2 * kWords; ++i) {
       out[0][i] = out[1][i] = memory.starts[part * 2 * kWords + i];
     }
-    const uint8_t* own = memory.table + part * 4 * kWords;
-    const Half2* scales = memory.scales;
-    int four = 0;
-    for (; four + 4 <= count; four += 4, own += 4 * kCodewords * kWidth, scales += 4) {
-      const uint32_t now[2] = {ahead[0], ahead[1]};
-      const bool more = four + 4 < count;
-      COMMVQ_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        ahead[i] = more ? four_codes(codes[i], four + 4) : four_codes(next[i], 0);
-      }
-      COMMVQ_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        add(own + j * kCodewords * kWidth, now, j, scales[j], out);
-      }
-    }
-    if (four < count) {
-      for (int j = 0; j < count - four; ++j) {
-        add(own + j * kCodewords * kWidth, ahead, j, scales[j], out);
-      }
-      for (int i = 0; i < 2; ++i) {
-        ahead[i] = four_codes(next[i], 0);
-      }
+    if (kKeys && side.group == 2) {
+      add_stages<2>(memory, part, codes, next, ahead, out);
+    } else {
+      add_stages<1>(memory, part, codes, next, ahead, out);
     }
   }
 
@@ -182,12 +167,19 @@ struct Page {
       most = larger(scale < 0.0f ? -scale : scale, most);
     }
     const float share = 32768.0f / (most > 0.0f ? most : 1.0f);
+    constexpr uint32_t kOffset = 0x80808080u; // 128 in each of four bytes
+    bool flip = false;
     for (int stage = 0; stage < count; ++stage) {
-      const float scale = memory.worth[first_stage + stage] * share;
-      const bool flip = offset * scale > 0.0f;
-      memory.flips[stage] = flip ? 0x7f : 0x80;
-      memory.scales[stage] = flip ? half2_of(-scale, -scale) : half2_of(scale, scale);
-      offset += low(memory.scales[stage]) * (flip ? 127.0f : 128.0f);
+      const bool first = stage % side.group == 0;
+      if (first) {
+        const float scale = memory.worth[first_stage + stage] * share;
+        flip = offset * scale > 0.0f;
+        Half2& kept = memory.scales[stage / side.group];
+        kept = flip ? half2_of(-scale, -scale) : half2_of(scale, scale);
+        offset += low(kept) * (flip ? 127.0f : 128.0f);
+      }
+      memory.flips[stage] = flip ? ~kOffset : kOffset;
+      memory.adds[stage] = first ? 0u : flip ? kOffset + 1u : 0u - kOffset;
     }
     offset *= 1.0f / 16777216.0f; // bytes count as 2^-24
     memory.facts->unit = kUnit * (most > 0.0f ? most : 1.0f);
@@ -221,24 +213,68 @@ struct Page {
       COMMVQ_UNROLL_SOME
       for (int i = thread; i < rows * kWords; i += threads) {
         SixteenBytes some = source[i];
-        const uint32_t flip = memory.flips[i / (kCodewords * kWords)] * 0x01010101u;
+        const int stage = i / (kCodewords * kWords);
         COMMVQ_UNROLL
         for (int j = 0; j < 4; ++j) {
-          some.word[j] ^= flip;
+          some.word[j] = (some.word[j] ^ memory.flips[stage]) + memory.adds[stage];
         }
         target[i] = some;
       }
       return;
     }
-    for (int i = thread; i < rows * kWidth; i += threads) {
-      const int row = i / kWidth, at = i % kWidth;
-      const int64_t place = static_cast<int64_t>(row) * side.sub_dim + offset() + at;
-      const int value = at < width() ? from[place] : 0;
-      memory.table[i] = static_cast<uint8_t>(value ^ memory.flips[row / kCodewords]);
+    uint32_t* target = reinterpret_cast<uint32_t*>(memory.table);
+    for (int i = thread; i < rows * kWidth / 4; i += threads) {
+      const int row = i / (kWidth / 4), at = i % (kWidth / 4) * 4, stage = row / kCodewords;
+      const int8_t* own = from + static_cast<int64_t>(row) * side.sub_dim + offset() + at;
+      uint32_t word = 0;
+      for (int j = 0; j < 4; ++j) {
+        const int value = at + j < width() ? own[j] : 0;
+        word |= static_cast<uint32_t>(value & 255) << (8 * j);
+      }
+      target[i] = (word ^ memory.flips[stage]) + memory.adds[stage];
     }
   }
 
-  // Adds the codewords that byte `j` of two words names, of a stage whose codewords are at `own`.
+  template <int kGroup>
+  COMMVQ_HD void add_stages(
+      const PageMemory& memory,
+      int part,
+      const uint8_t* const (&codes)[2],
+      const uint8_t* const (&next)[2],
+      uint32_t (&ahead)[2],
+      Half2 (&out)[2][2 * kWords]) const {
+    const uint8_t* own = memory.table + part * 4 * kWords;
+    const Half2* scales = memory.scales;
+    int four = 0;
+    for (; four + 4 <= count; four += 4, own += 4 * kCodewords * kWidth, scales += 4 / kGroup) {
+      const uint32_t now[2] = {ahead[0], ahead[1]};
+      const bool more = four + 4 < count;
+      COMMVQ_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        ahead[i] = more ? four_codes(codes[i], four + 4) : four_codes(next[i], 0);
+      }
+      COMMVQ_UNROLL
+      for (int j = 0; j < 4; j += kGroup) {
+        add<kGroup>(own, now, j, scales[j / kGroup], out);
+      }
+    }
+    if (four < count) {
+      int j = 0;
+      for (; j + kGroup <= count - four; j += kGroup) {
+        add<kGroup>(own, ahead, j, scales[j / kGroup], out);
+      }
+      if (j < count - four) {
+        add<1>(own, ahead, j, scales[j / kGroup], out);
+      }
+      for (int i = 0; i < 2; ++i) {
+        ahead[i] = four_codes(next[i], 0);
+      }
+    }
+  }
+
+  // Adds the codewords that bytes `j` to `j` + kGroup - 1 of two words name, of stages from `j` on
+  // of those whose codewords are at `own`.
+  template <int kGroup>
   COMMVQ_HD static void add(
       const uint8_t* own,
       const uint32_t (&codes)[2],
@@ -248,7 +284,16 @@ struct Page {
     COMMVQ_UNROLL
     for (int i = 0; i < 2; ++i) {
       uint32_t words[kWords];
-      read(own + (codes[i] >> (8 * j) & 255u) * kWidth, words);
+      COMMVQ_UNROLL
+      for (int stage = 0; stage < kGroup; ++stage) {
+        const uint32_t code = codes[i] >> (8 * (j + stage)) & 255u;
+        uint32_t some[kWords];
+        read(own + ((j + stage) * kCodewords + code) * kWidth, some);
+        COMMVQ_UNROLL
+        for (int k = 0; k < kWords; ++k) {
+          words[k] = stage == 0 ? some[k] : words[k] + some[k];
+        }
+      }
       COMMVQ_UNROLL
       for (int k = 0; k < kWords; ++k) {
         out[i][2 * k] = fma2(bytes<0>(words[k]), scale, out[i][2 * k]);

@@ -36,6 +36,7 @@ struct AttendSide {
   const int16_t* means; // [heads, dim]
   int subs, stages, sub_dim;
   int slices, page;
+  int group; // neighbouring stages whose codewords are added as bytes: 1 or, of keys, 2
 };
 
 struct AttendArguments {
@@ -98,17 +99,19 @@ struct PageFacts {
 
 // A page in shared memory; see Page::load. `words` = dims of a slice / 16.
 struct PageMemory {
-  uint8_t* table; // [page, 256, 16 * words]
-  Half2* scales;  // [page]
-  uint8_t* flips; // [page]
-  float* worth;   // [stages]: the scales or gains as they are
-  Half2* starts;  // [8 * words]: what sums begin with, a pair of dims each
+  uint8_t* table;  // [page, 256, 16 * words]
+  Half2* scales;   // of each group
+  uint32_t* flips; // [page], and
+  uint32_t* adds;  // [page]: how four bytes of a stage are changed, see Page::load
+  float* worth;    // [stages]: the scales or gains as they are
+  Half2* starts;   // [8 * words]: what sums begin with, a pair of dims each
   PageFacts* facts;
 
   COMMVQ_HD PageMemory(Carver& carver, int words, int stages, int page)
       : table(carver.take<uint8_t>(static_cast<int64_t>(page) * kCodewords * kSliceStep * words)),
         scales(carver.take<Half2>(page)),
-        flips(carver.take<uint8_t>(page)),
+        flips(carver.take<uint32_t>(page)),
+        adds(carver.take<uint32_t>(page)),
         worth(carver.take<float>(stages)),
         starts(carver.take<Half2>(8 * words)),
         facts(carver.take<PageFacts>(1)) {}
@@ -170,6 +173,11 @@ inline int stages_a_page(int stages, int words, int tiles, int warps, size_t lim
   const int64_t pages = ceil_div(stages, most);
   const int64_t even = ceil_div(stages, pages), fours = ceil_div(even, 4) * 4;
   return static_cast<int>(fours <= most ? (fours < stages ? fours : stages) : even);
+}
+
+// The stages of keys that kernels add as bytes, of which `group` may be: pages must not cut them.
+inline int usable_group(int64_t group, int stages, int page) {
+  return group >= 2 && (page >= stages || page % 2 == 0) ? 2 : 1;
 }
 
 // Into how many parts the tokens of a unit are split, when `jobs` = units * tiles of queries share

@@ -144,7 +144,7 @@ struct ScoreBlock {
         const uint8_t* const then[2] = {
             page.codes_of(next + token_of(thread), span.end),
             page.codes_of(next + token_of(thread) + 8, span.end)};
-        page.decode(shared.page, thread % 4, own.codes, then, own.ahead, own.token);
+        page.template decode<true>(shared.page, thread % 4, own.codes, then, own.ahead, own.token);
         own.codes[0] = then[0];
         own.codes[1] = then[1];
         turn_tokens(static_cast<int>(start % kTurnBlock), thread, own);

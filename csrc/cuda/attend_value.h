@@ -115,7 +115,7 @@ struct ValueBlock {
         const int token = thread % kWarp / 4;
         const uint8_t* const then[2] = {
             page.codes_of(next + token, span.end), page.codes_of(next + token + 8, span.end)};
-        page.decode(shared.page, thread % 4, own.codes, then, own.ahead, own.token);
+        page.template decode<false>(shared.page, thread % 4, own.codes, then, own.ahead, own.token);
         own.codes[0] = then[0];
         own.codes[1] = then[1];
       });

@@ -157,6 +157,7 @@ struct RowsBlock {
   }
 
   COMMVQ_HD void begin_rows(int thread, Registers& own) const {
+    COMMVQ_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int r = row_of(thread, half);
       const bool known = !m.first_part() && r < rows;
@@ -364,6 +365,7 @@ struct RowsBlock {
     const bool last = m.last_part();
     each_lane(warp, [&](int thread) {
       const Registers& own = registers[thread];
+      COMMVQ_UNROLL
       for (int half = 0; half < 2; ++half) {
         const int r = row_of(thread, half);
         if (r >= rows) {

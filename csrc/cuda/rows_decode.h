@@ -93,7 +93,7 @@ struct DecodeBlock {
         Registers& own = registers[thread];
         const int64_t next = tiles.start + thread % kWarp / 4;
         const uint8_t* const then[2] = {page.codes_of(next, stop), page.codes_of(next + 8, stop)};
-        page.decode(shared.page, thread % 4, own.codes, then, own.ahead, own.token);
+        page.template decode<kKeys>(shared.page, thread % 4, own.codes, then, own.ahead, own.token);
         own.codes[0] = then[0];
         own.codes[1] = then[1];
       });

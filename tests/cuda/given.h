@@ -10,7 +10,7 @@
 struct Sizes {
   int64_t batch, heads, queries, dim, pairs, tokens, stop, turn_rows, turn_blocks;
   int64_t key_subs, key_stages, value_subs, value_stages;
-  int64_t splits, shared_memory, units_together, tiles_together, room, backwards;
+  int64_t splits, shared_memory, units_together, tiles_together, room, key_group, backwards;
 };
 
 // `pointers` are the operator's tensors in order, then its outputs.
@@ -36,6 +36,7 @@ class Given {
     arguments.first = static_cast<const int64_t*>(pointers[10]);
     arguments.softcap = softcap;
     arguments.keys = side(sizes, pointers[2], sizes.key_subs, sizes.key_stages, key_codes_);
+    arguments.keys.group = static_cast<int>(sizes.key_group);
     arguments.keys.gains = static_cast<const uint8_t*>(pointers[3]);
     arguments.keys.means = static_cast<const int16_t*>(pointers[4]);
     arguments.values = side(sizes, pointers[6], sizes.value_subs, sizes.value_stages, value_codes_);
@@ -64,6 +65,7 @@ class Given {
     found.stages = static_cast<int>(stages);
     found.sub_dim = static_cast<int>(sizes.dim / subs);
     found.slices = commvq::gpu::slices_of(found.sub_dim);
+    found.group = 1;
     return found;
   }
 

@@ -44,6 +44,7 @@ int attend(AttendArguments a, const Sizes& sizes, void** pointers) {
   if (a.keys.page == 0 || a.values.page == 0) {
     return 1;
   }
+  a.keys.group = usable_group(a.keys.group, a.keys.stages, a.keys.page);
   a.score_rows = std::min<int64_t>(a.queries, kRows * kTiles);
   const int64_t together = std::min(units, sizes.units_together);
   const int64_t at_once = std::min(tiles, sizes.tiles_together);

@@ -83,6 +83,7 @@ extern "C" int commvq_attend_rows(const Sizes* sizes, void** pointers, float sof
   if (shape.warps == 0 || a.keys.page == 0 || a.values.page == 0) {
     return 1;
   }
+  a.keys.group = usable_group(a.keys.group, a.keys.stages, a.keys.page);
   RowsArguments m = {};
   m.key_width = decoded_key_width(a.dim);
   m.value_width = shape.width();

@@ -52,7 +52,7 @@ def attend(
     backwards: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """ops.additive_attend as its CUDA kernels work it out, on a GPU with `shared_memory` bytes."""
-    sizes = (splits, shared_memory, units_together, tiles_together, 0, int(backwards))
+    sizes = (splits, shared_memory, units_together, tiles_together, 0, arguments[5], int(backwards))
     tiles = tiles or (1 if arguments[0].shape[2] <= 8 else 2)
     return _run(library.commvq_attend, arguments, stop, softcap, sizes, int(few_warps), tiles)
 
@@ -70,7 +70,7 @@ def attend_rows(
     backwards: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same by the kernels for many rows of queries, `room` tokens decoded at a time."""
-    sizes = (splits, shared_memory, units_together, 0, room, int(backwards))
+    sizes = (splits, shared_memory, units_together, 0, room, arguments[5], int(backwards))
     return _run(library.commvq_attend_rows, arguments, stop, softcap, sizes)
 
 

@@ -15,7 +15,7 @@ ptxas info    : Function properties for {symbol}
 ptxas info    : Used 127 registers, used 1 barriers, 64 bytes smem, 512 bytes cmem[0]
 ptxas info    : Compiling entry function '{symbol}' for 'sm_90'
 ptxas info    : Function properties for {symbol}
-    8 bytes stack frame, {stores} bytes spill stores, 4 bytes spill loads
+    {stack} bytes stack frame, {stores} bytes spill stores, 4 bytes spill loads
 ptxas info    : Used 128 registers, used 1 barriers
 """
 SYMBOL = (
@@ -36,7 +36,7 @@ def table(tmp_path: Path, log: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_spill_fails_and_is_named(tmp_path: Path) -> None:
-    result = table(tmp_path, LOG.format(symbol=SYMBOL, stores=8))
+    result = table(tmp_path, LOG.format(symbol=SYMBOL, stack=8, stores=8))
     assert result.returncode == 1
     assert "additive_attend_scores<4, 2> on sm_90 spills" in result.stderr
     assert "sm_80" not in result.stderr
@@ -44,9 +44,19 @@ def test_a_spill_fails_and_is_named(tmp_path: Path) -> None:
     assert row.split()[-2:] == ["127/64/0", "128/0/12"]
 
 
+def unspilled(stack: int) -> str:
+    log = LOG.format(symbol=SYMBOL, stack=stack, stores=0)
+    return log.replace("4 bytes spill loads", "0 bytes spill loads")
+
+
 def test_kernels_that_keep_to_registers_pass(tmp_path: Path) -> None:
-    log = LOG.format(symbol=SYMBOL, stores=0).replace("4 bytes spill loads", "0 bytes spill loads")
-    assert table(tmp_path, log).returncode == 0
+    assert table(tmp_path, unspilled(0)).returncode == 0
+
+
+def test_arrays_that_do_not_fit_registers_fail(tmp_path: Path) -> None:
+    result = table(tmp_path, unspilled(528))
+    assert result.returncode == 1
+    assert "additive_attend_scores<4, 2> on sm_90 keeps 528 bytes" in result.stderr
 
 
 def test_a_log_without_kernels_fails(tmp_path: Path) -> None:

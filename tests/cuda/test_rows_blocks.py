@@ -71,6 +71,20 @@ def test_keys_and_values_have_layouts_of_their_own(library: ctypes.CDLL) -> None
     assert_better_than_bf16(attend_rows(library, arguments, 100), arguments, 100)
 
 
+@pytest.mark.parametrize("memory", ["little", "sm_90"])
+@pytest.mark.parametrize("group", [1, 2, 4])
+@pytest.mark.parametrize("stages", [1, 2, 5, 7, 8])
+def test_stages_that_add_up_within_a_byte(
+    library: ctypes.CDLL, stages: int, group: int, memory: str
+) -> None:
+    arguments = attention(dim=64, rotary=64, stages=stages, group=group, tokens=90, queries=20)
+    extreme = list(arguments)
+    extreme[2] = arguments[2].sign() * (127 // group)  # sums go as far as a byte does
+    for given in (arguments, tuple(extreme)):
+        result = attend_rows(library, given, 90, shared_memory=SHARED[memory])
+        assert_better_than_bf16(result, given, 90)
+
+
 @pytest.mark.parametrize("first", [[0, 63, 64], [1, 130, 199], [200, 0, 300]])
 def test_padding_is_not_seen(library: ctypes.CDLL, first: list[int]) -> None:
     given = attention(batch=3, heads=1, tokens=200, rows=3, queries=20)

@@ -46,7 +46,7 @@ def test_without_torch_it_says_what_to_do() -> None:
 def finished(tmp_path: Path) -> Path:
     """What the steps of a run leave, one of which failed."""
     rows = [{"impl": "commvq-1bit", "context": 8192, "ms_median": 0.03125, "bytes_read": 9}]
-    (tmp_path / "steps").write_text("build 0 40\ntests 0 7\ndecode-1 0 9\nmemory 1 2\n")
+    (tmp_path / "steps").write_text("build 1 3\nbuild 0 40\ntests 0 7\ndecode-1 0 9\nmemory 1 2\n")
     (tmp_path / "build.out").write_text("")
     (tmp_path / "tests.out").write_text(".....\n162 passed in 7.0s\n")
     (tmp_path / "decode-1.out").write_text(json.dumps({"rows": rows, "device": "cuda"}))
