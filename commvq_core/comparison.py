@@ -12,7 +12,7 @@ from typing import Any
 
 from commvq_core.compare import BASELINE, Row, Table, smaller_is_better
 from commvq_core.files import atomic_write, write_text
-from commvq_core.plots import figure_class
+from commvq_core.plots import figure_class, plain_numbers
 
 _PLOTS_A_ROW = 3
 _BITS = re.compile(r"-\d+(?:\.\d+)?(?:bit)?(-(?:key|value)s)?(?::.*)?$")
@@ -119,6 +119,7 @@ def _plot(axes: Any, table: Table, column: str) -> None:
     # Errors of caches lie orders of magnitude apart; a line at 0 has no place among them.
     if smaller_is_better(column) and points and min(value for _, value in points) > 0:
         axes.set_yscale("log")
+        plain_numbers(axes.yaxis)
     if baseline is not None and (baseline > 0 or axes.get_yscale() == "linear"):
         axes.axhline(baseline, color="black", linestyle="--", linewidth=1, label=BASELINE)
         axes.legend(fontsize="small")
@@ -129,6 +130,7 @@ def _plot(axes: Any, table: Table, column: str) -> None:
             axes.plot(*zip(*like, strict=True), "-", color=colour, alpha=0.5)
         for row, value in own:
             _point(axes, row, value, colour)
+    axes.margins(x=0.15)  # room for the last name
     axes.set_xlabel("bits an element")
     axes.set_ylabel(f"{column} ({'smaller' if smaller_is_better(column) else 'larger'} is better)")
     axes.set_title(_title(table), fontsize="small")

@@ -100,6 +100,14 @@ def plot_decode(result: dict[str, Any], path: Path) -> None:
     atomic_write(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
+def plain_numbers(axis: Any) -> None:
+    """Let a log axis say 20, not 2 x 10^1, between powers of ten too where these are few."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+
+
 def require_matplotlib() -> None:
     """Raise InputError where figures can't be drawn, before work whose result is to be one."""
     figure_class()
