@@ -112,7 +112,7 @@ class _Loaded:
     source = None
 
     def __init__(self, model: PreTrainedModel, codecs: object) -> None:
-        self.codecs = codecs
+        self.coded_layers = codecs
 
     def check_fits(self, spec: object) -> None:
         pass
