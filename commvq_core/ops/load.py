@@ -20,9 +20,9 @@ class NativeInfo:
     """What runs the operators in this process.
 
     `path` is the compiled file, `simd` the level its kernels chose on this machine ("avx512",
-    "avx2" or "portable"), `backends` those with a kernel for every operator that a model on the
-    default preset's codes calls ("cpu", "cuda"). When nothing was loaded, `reason` says why in one
-    line and the rest is empty.
+    "avx2" or "portable"), `backends` those with a kernel for every operator that attention over
+    codes and the default preset call ("cpu", "cuda"). When nothing was loaded, `reason` says why in
+    one line and the rest is empty.
     """
 
     available: bool

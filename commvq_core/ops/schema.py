@@ -24,8 +24,8 @@ SCHEMAS = (
     "unpack_codes(Tensor packed, int bits, int count) -> Tensor",
 )
 OPS = tuple(schema.partition("(")[0] for schema in SCHEMAS)
-# What fitting and the published preset call: on a GPU the PyTorch reference serves.
-CPU_OPS = ("product_estep", "published_attend", "published_encode")
+# What fitting and the published preset's encoding call: on a GPU the PyTorch reference serves.
+CPU_OPS = ("product_estep", "published_encode")
 
 # Kept for as long as the process lives: dropping it would unregister the operators.
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")

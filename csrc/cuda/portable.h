@@ -314,6 +314,21 @@ COMMVQ_HD float infinity() {
 #endif
 }
 
+// What a half with these bits is.
+COMMVQ_HD float float_of_half_bits(uint32_t bits) {
+#if COMMVQ_DEVICE
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+#else
+  const int exponent = static_cast<int>(bits >> 10 & 31), mantissa = static_cast<int>(bits & 1023);
+  float size = std::ldexp(
+      static_cast<float>(mantissa + (exponent > 0 ? 1024 : 0)), (exponent > 0 ? exponent : 1) - 25);
+  if (exponent == 31) {
+    size = mantissa == 0 ? INFINITY : NAN;
+  }
+  return bits >> 15 & 1 ? -size : size;
+#endif
+}
+
 // Four bytes of memory as a word, the first one lowest; `memory` on a word's boundary.
 COMMVQ_HD uint32_t load_word(const void* memory) {
 #if COMMVQ_DEVICE

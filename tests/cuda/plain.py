@@ -1,4 +1,4 @@
-"""What attention that works in half precision is held against."""
+"""What attention over codes is held against: float64, by how precisely it works."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from commvq_core.ops import reference
 from tests.ops.test_additive_attend import by_definition, in_bfloat16
+from tests.ops.test_published_attend import by_definition as published_by_definition
 
 
 def errors(output: Any, sums: Any, want: Any, want_sums: Any) -> tuple[float, float]:
@@ -44,3 +46,31 @@ def assert_better_than_bf16(
     assert not weighted.numpy()[blind].any()
     assert not total.numpy()[blind].any()
     assert (peak.numpy()[blind] == -np.inf).all()
+
+
+def assert_float32(
+    result: tuple[Tensor, Tensor, Tensor],
+    arguments: tuple[Any, ...],
+    stop: int,
+    softcap: float = 0.0,
+) -> None:
+    """`result` of published_attend is float64's and the PyTorch operator's but for what float32
+    leaves of its scores."""
+    want, want_sums = published_by_definition(arguments, stop, softcap)
+    seen = np.isfinite(want_sums)
+    close = 2e-6 * (1.0 + np.abs(want_sums[seen]).max(initial=0.0))
+    sums, peak, total = (x.detach().cpu() for x in result)
+    output, log_sums = _normalized(sums, peak, total)
+    assert np.array_equal(seen, np.isfinite(log_sums))
+    assert not sums.numpy()[~seen].any()
+    assert not total.numpy()[~seen].any()
+    theirs = _normalized(*reference.published_attend(*arguments, stop, softcap))
+    for other, other_sums in ((want, want_sums), theirs):
+        error, sum_error = errors(output, log_sums, other, other_sums)
+        assert error <= 2 * close
+        assert sum_error <= close
+
+
+def _normalized(sums: Tensor, peak: Tensor, total: Tensor) -> tuple[Any, Any]:
+    output = sums.double() / total.double().clamp_min(1e-30)[..., None]
+    return output.numpy(), (peak.double() + total.double().log()).numpy()

@@ -15,11 +15,12 @@ from torch import Tensor
 from commvq_core import ops
 from commvq_core.ops import reference
 from tests import reference as naive
-from tests.cuda.plain import assert_better_than_bf16
+from tests.cuda.plain import assert_better_than_bf16, assert_float32
 from tests.cuda.test_attend_blocks import GEOMETRIES
 from tests.ops.cases import attention, gaussian, integers, product, published, rounds
 from tests.ops.test_additive_attend import CASES
 from tests.ops.test_additive_encode import ROUNDING, SHAPES
+from tests.ops.test_published_attend import CASES as PUBLISHED_CASES
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 
@@ -230,12 +231,83 @@ def test_small_wrong_arguments_are_refused() -> None:
         torch.ops.commvq.additive_encode(x.cuda(), books, 4)
 
 
-def test_small_codes_of_the_published_preset() -> None:
-    """There the PyTorch reference serves: the same as on a CPU, but for the order of additions."""
-    arguments = published(dim=40, tokens=700, groups=37, spread=0.1)
-    want = reference.published_attend(*arguments, 650, 0.0)
-    for a, b in zip(ops.published_attend(*on_gpu(*arguments), 650), want, strict=True):
-        assert (a.cpu() - b).abs().max() <= 1e-4 * b.abs().max()
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+@pytest.mark.parametrize("case", PUBLISHED_CASES)
+def test_small_attention_over_published_codes(case: str, softcap: float) -> None:
+    arguments = published(**PUBLISHED_CASES[case])
+    stop = arguments[1].shape[2]
+    assert_float32(
+        ops.published_attend(*on_gpu(*arguments), stop, softcap), arguments, stop, softcap
+    )
+
+
+@pytest.mark.parametrize("queries", [1, 4, 12, 256])
+def test_long_attention_over_published_codes(queries: int) -> None:
+    """Views of a larger store; the same bits every time, and no waiting."""
+    arguments = list(
+        published(
+            tokens=20_000, dim=128, rotary=128, rounds=11, groups=512, heads=2, queries=queries,
+            spread=0.1,
+        )
+    )  # fmt: skip
+    stop = 19_990
+    on_device = on_gpu(*arguments)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        one = ops.published_attend(*on_device, stop)
+        two = ops.published_attend(*on_device, stop)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    want = reference.published_attend(*on_device, stop, 0.0)
+    values = [sums / total[..., None] for sums, _, total in (one, want)]
+    assert float((values[0] - values[1]).abs().max() / values[1].abs().max()) < 1e-3
+    narrow = list(on_device)
+    for index in (1, 3):
+        narrow[index] = narrow[index][:, :, :stop]
+    assert all(
+        torch.equal(a, b) for a, b in zip(one, ops.published_attend(*narrow, stop), strict=True)
+    )
+
+
+def test_attention_over_published_codes_is_captured_in_a_graph() -> None:
+    arguments = on_gpu(*published(tokens=3000, dim=64, rotary=64))
+    want = ops.published_attend(*arguments, 3000)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = ops.published_attend(*arguments, 3000)
+    for tensor in got:
+        tensor.fill_(torch.nan)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_small_published_rows_that_see_nothing() -> None:
+    arguments = on_gpu(*published(batch=3, tokens=20))
+    for stop in (0, 7):
+        sums, peak, total = ops.published_attend(*arguments, stop)
+        rows = slice(0 if stop == 0 else 1, 3)
+        assert not sums[rows].any()
+        assert not total[rows].any()
+        assert bool((peak[rows] == -torch.inf).all())
+
+
+def test_small_published_arguments_keep_torchs_rules() -> None:
+    arguments = on_gpu(*published())
+    torch.library.opcheck(torch.ops.commvq.published_attend.default, (*arguments, 90, 0.0))
+    for index, value in (
+        (1, arguments[1][:, :, :50]),
+        (3, arguments[3][..., :-1]),
+        (7, arguments[7].cpu()),
+    ):
+        wrong = [*arguments[:index], value, *arguments[index + 1 :]]
+        with pytest.raises(RuntimeError, match="published_attend"):
+            torch.ops.commvq.published_attend(*wrong, 100, 0.0)
+
+
+def test_small_published_keys_get_the_references_codes() -> None:
+    """There the PyTorch reference serves."""
     case = rounds(2, 300, 16, 3, whole=True)
     codes = ops.published_encode(*on_gpu(*case)).cpu()
     assert torch.equal(codes, reference.published_encode(*case))
