@@ -173,14 +173,21 @@ def _add_codes(layer: CommVQLayer, tiles: list[Tile], boundaries: list[tuple[int
                 count = min(first + _BLOCK, stop, ends[index]) - first
                 if count <= 0:
                     continue
-                seen = None
-                if begins[index] < first + count or first <= last_sink:
-                    columns = torch.arange(first, first + count, device=keys.device)
-                    limit = torch.tensor(boundaries[index], device=keys.device)
-                    seen = (columns < limit[:, None])[None, None]
-                    if sinks is not None:
-                        not_sink = (columns[None, :, None] != sinks[:, None, :]).all(dim=-1)
-                        seen = seen & not_sink[:, None, None]
+                slots, seen = range(first, first + count), None
+                if begins[index] < slots.stop or first <= last_sink:
+                    seen = _seen_codes(slots, boundaries[index], sinks, keys.device)
                 own = slice(first - start, first - start + count)
-                slots = range(first, first + count)
                 tile.add(queries[index], keys[:, :, own], values[:, :, own], slots, seen)
+
+
+def _seen_codes(
+    slots: range, boundary: tuple[int, ...], sinks: Tensor | None, device: torch.device
+) -> Tensor:
+    """Which of `slots` each query sees as a code, bool [1 or batch, 1, q, n]: no sink is one."""
+    columns = torch.arange(slots.start, slots.stop, device=device)
+    limit = torch.tensor(boundary, device=device)
+    seen = (columns < limit[:, None])[None, None]
+    if sinks is None:
+        return seen
+    not_sink = (columns[None, :, None] != sinks[:, None, :]).all(dim=-1)
+    return seen & not_sink[:, None, None]

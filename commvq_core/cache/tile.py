@@ -52,7 +52,7 @@ class Tile:
         """Attend to a part of the context.
 
         `query` is `self.query`, perhaps reordered as `keys` [batch, kv_heads, n, head_dim] are;
-        `values` alike. `columns` or [batch, n] are the tokens' slots. `seen` bool,
+        `values` alike. `columns`, a range or [batch, n], are the tokens' slots. `seen` bool,
         broadcastable to [batch, 1, q, n], says which tokens belong to this part for which query;
         None: all do, and none lies ahead of a query.
         """

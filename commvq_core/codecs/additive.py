@@ -27,8 +27,8 @@ from commvq_core.fit.metric import key_transform, value_transform
 
 # Widths of sub-vectors, in the order tried: wider ones lose less but need more memory for their
 # codebooks and more additions a decoded key (docs/method.md has both measured).
-_SAMPLE = 1024  # vectors that tell how large the error is
 _SUB_DIMS = (64, 48, 40, 32, 16, 8)
+_SAMPLE = 1024  # vectors that tell how large the error is
 
 
 @dataclass(frozen=True)

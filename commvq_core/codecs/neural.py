@@ -99,12 +99,15 @@ class NeuralValueCodec(FittedCodec):
 
     @property
     def resident_bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self._all().values())
+        held = (*self._weights.values(), self._books)
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
     def config(self) -> dict[str, Any]:
         return asdict(self._config)
 
     def to(self, device: Any) -> NeuralValueCodec:
+        if self._books.to(device) is self._books:
+            return self  # a cache asks each time it is opened
         moved = {name: tensor.to(device) for name, tensor in self._all().items()}
         return NeuralValueCodec(self.spec, self._config, moved)
 

@@ -106,7 +106,9 @@ class PublishedKeyCodec(FittedCodec):
         return asdict(self._config)
 
     def to(self, device: Any) -> PublishedKeyCodec:
-        return PublishedKeyCodec(self.spec, self._config, self.theta.to(device))
+        moved = self.theta.to(device)
+        # A cache asks each time it is opened: what was derived from theta is not made again.
+        return self if moved is self.theta else PublishedKeyCodec(self.spec, self._config, moved)
 
     @classmethod
     def from_tensors(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,18 +74,19 @@ def fit_network(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     # The error of a value is that of its unit vector times the scale of each channel.
     weight = scale.square() / scale.square().mean().clamp_min(1e-30)
+    half = partial(torch.autocast, "cpu", torch.bfloat16, enabled=_fast_bfloat16())
     with torch.enable_grad():
         for _ in range(training.steps):
             rows = torch.randint(len(unit), (min(training.batch, len(unit)),), generator=generator)
             batch = unit[rows]
             noise = _gumbel((len(batch), 4, groups), generator)
-            with torch.autocast("cpu", torch.bfloat16, enabled=_fast_bfloat16()):
+            with half():
                 scores = logits(batch, weights)
             # Patterns come first while training, so that softmax runs along whole rows.
             soft = (scores.float().view(-1, 4, groups) + noise).softmax(dim=1)
             hard = (soft == soft.amax(dim=1, keepdim=True)).to(soft.dtype)
             bits = patterns.T @ ((hard - soft).detach() + soft)
-            with torch.autocast("cpu", torch.bfloat16, enabled=_fast_bfloat16()):
+            with half():
                 decoded = bits.flatten(1) @ weights["embedding"]
             loss = ((decoded.float() - batch).square() * weight).sum(dim=-1).mean()
             optimizer.zero_grad()

@@ -64,6 +64,13 @@ def test_both_learn_what_they_see(keys: Any, values: Any) -> None:
     assert relative_error(fitted(VALUES, 1.0, steps=2), vectors()) > 0.7
 
 
+def test_opening_a_cache_copies_no_codebooks(keys: Any, values: Any) -> None:
+    """A cache moves its codecs to the model's device, where they are already."""
+    assert keys.to("cpu") is keys
+    assert values.to(torch.device("cpu")) is values
+    assert keys.to("meta").theta.device.type == "meta"
+
+
 def test_fewer_bits_are_the_first_rounds_of_more() -> None:
     long, short = (fitted(KEYS, bits, steps=4).theta for bits in (2.25, 0.75))
     assert long.shape[1] == 3
