@@ -87,10 +87,11 @@ def _sees_all(layer: CommVQLayer, tile: Tile, stop: int) -> bool:
         return layer.last_first == 0
     if mask.dtype != torch.bool or mask.shape[1] != 1:
         return False
-    return layer.positions.once(mask, stop, lambda: _shows_all(mask, layer.first_valid, stop))
+    return layer.positions.once(mask, stop, lambda: bool(shows_codes(layer, mask[:, 0], stop)))
 
 
-def _shows_all(mask: Tensor, first_valid: Tensor | None, stop: int) -> bool:
-    assert first_valid is not None
-    seen = mask[:, 0, :, :stop].sum(dim=-1)
-    return bool((seen == (stop - first_valid).clamp_min(0)[:, None]).all())
+def shows_codes(layer: CommVQLayer, shown: Tensor, stop: int) -> Tensor:
+    """Whether `shown`, bool [batch, q, tokens], shows each row from its begin to `stop`."""
+    assert layer.first_valid is not None
+    real = (stop - layer.first_valid).clamp_min(0)
+    return (shown[..., :stop].sum(dim=-1) == real[:, None]).all()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from commvq_core.cache.attention import attend, make_tiles, needs_codes, settle
+from commvq_core.cache.fast import shows_codes
 from commvq_core.cache.layer import CommVQLayer
 from commvq_core.cache.prefill import split_prompt
 from commvq_core.errors import InputError
@@ -147,11 +148,34 @@ def _mask(**given: Any) -> Tensor | None:
 
     padding = given.get("attention_mask")
     skips = given.get("allow_is_causal_skip", True)
-    if skips and given.get("mask_function") is causal_mask_function:
-        if padding is None or bool(padding.all()):
+    if not skips or given.get("mask_function") is not causal_mask_function:
+        return sdpa_mask(**given)
+    if padding is None:
+        return None
+    # A single token's mask is the padding, so that both questions about it can be put at once.
+    layer = _begun_layer() if given.get("q_length") == 1 and padding.dim() == 2 else None
+    if layer is None:
+        if bool(padding.all()):
             return None
-        given["allow_is_causal_skip"] = False  # or it would ask the device again
-    return sdpa_mask(**given)
+        return sdpa_mask(**given | {"allow_is_causal_skip": False})  # or it would ask again
+    shown = padding.bool()
+    shows = shows_codes(layer, shown[:, None], layer.code_length)
+    answers = int(2 * shown.all() + shows)  # one number, for which the host waits once
+    if answers >= 2:
+        return None
+    mask = sdpa_mask(**given | {"allow_is_causal_skip": False})
+    if mask is not None:
+        layer.positions.once(mask, layer.code_length, lambda: answers == 1)
+    return mask
+
+
+def _begun_layer() -> CommVQLayer | None:
+    """A layer of the cache in use that has codes and knows where its rows begin."""
+    cache = running_cache()
+    for layer in () if cache is None else cache.compressed_layers:
+        if layer.code_length and layer.all_begun:
+            return layer
+    return None
 
 
 def _attention(
