@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from commvq_core.cache.kept import KeptLayer
 from commvq_core.cache.layer import CommVQLayer
 from commvq_core.cache.patch import Patch, running_cache
 from commvq_core.cache.positions import Positions
@@ -37,7 +38,8 @@ class CommVQCache(Cache):
     if the tokens had come one by one (exact for its own last `window` tokens only), which is what
     evaluation needs; without, a chunk sees itself exactly, as prefill wants. Prompts of more than
     `prefill_chunk` tokens run in pieces of that many, which see the pieces before them as codes.
-    `exact_dtype` stores window and sinks in another dtype than the model's.
+    `exact_dtype` stores window and sinks in another dtype than the model's. `keep_decoded` holds
+    what codes decode to beside them, for evaluating codecs that are slow to decode (see KeptLayer).
 
     Works as a context manager, or until `close()`; the model is then as it was before the first
     cache. Several caches may live on one model.
@@ -53,6 +55,7 @@ class CommVQCache(Cache):
         strict: bool = False,
         prefill_chunk: int = PREFILL_CHUNK,
         exact_dtype: torch.dtype | None = None,
+        keep_decoded: bool = False,
     ) -> None:
         if window < 1 or sinks < 0 or prefill_chunk < 1:
             raise InputError(
@@ -67,7 +70,7 @@ class CommVQCache(Cache):
             if layer.index not in codecs:
                 continue
             key_codec, value_codec = codecs[layer.index]
-            layers[layer.index] = CommVQLayer(
+            layers[layer.index] = (KeptLayer if keep_decoded else CommVQLayer)(
                 key_codec.to(model.device),
                 value_codec.to(model.device),
                 probed[layer.index].rotary if key_codec.before_rope else unrotated(),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from commvq_core.cache.store import CodeStore
 from commvq_core.codecs.base import Codec, require_tensor
 from commvq_core.rope import Rotary, to_pairs, unrotate_pairs
 
@@ -29,48 +30,6 @@ _STATE = ("keys", "values", "sink_keys", "sink_values", "first_valid")
 # crop(n) of older releases takes the length to keep.
 _CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
 ENCODE_BATCH = 16  # steps of one token after which they leave the window together
-_GROWTH = 64  # code slots are allocated in steps of this many tokens
-
-
-class CodeStore:
-    """A growing uint8 tensor [batch, code_rows, tokens, code_bytes], append-only but for `crop`."""
-
-    def __init__(self) -> None:
-        self._data: Tensor | None = None
-        self.length = 0
-
-    def append(self, codes: Tensor) -> None:
-        """Add `codes` [batch, code_rows, n, code_bytes] behind what is there."""
-        need = self.length + codes.shape[2]
-        if self._data is None or need > self._data.shape[2]:
-            # No larger than it must be: moving it every 64 tokens is little beside reading it.
-            capacity = -(-need // _GROWTH) * _GROWTH
-            data = codes.new_zeros(*codes.shape[:2], capacity, codes.shape[3])
-            if self._data is not None:
-                data[:, :, : self.length] = self._data[:, :, : self.length]
-            self._data = data
-        self._data[:, :, self.length : need] = codes
-        self.length = need
-
-    def slice(self, start: int, stop: int) -> Tensor:
-        """Codes of the tokens start..stop, a view."""
-        assert self._data is not None
-        assert stop <= self.length
-        return self._data[:, :, start:stop]
-
-    def crop(self, length: int) -> None:
-        """Forget the tokens from `length` on."""
-        self.length = min(self.length, length)
-
-    def apply(self, change: Any) -> None:
-        """Replace the data by `change(data)`: batch selection, or a move to another device."""
-        if self._data is not None:
-            self._data = change(self._data)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return 0 if self._data is None else self._data.numel()
 
 
 class CommVQLayer(CacheLayerMixin):

@@ -164,6 +164,7 @@ def _from_artifact(
             sinks=sinks,
             strict=strict,
             exact_dtype=half_dtype(loaded.model),
+            keep_decoded=source in RIVALS,  # their codes have no operator for attention
         )
 
     identity = {
