@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from commvq_core.models import LoadedModel
 
 _NEAR = 2000  # characters of a context that decide where its last tokens begin
+_STEP = 16  # tokens
 _MARK = "<<<commvq-context>>>"  # stands for the context while a chat template is applied
 
 
@@ -145,6 +146,16 @@ def _with_start(tokenizer: Any, text: str) -> list[int]:
     return [start, *ids] if begins and ids[:1] != [start] else ids
 
 
+def second_part(context: int, question: int) -> int:
+    """How many tokens of a prompt run once the rest is cached: its question, and up to 15 more.
+
+    The question takes along the end of a context, exact in any case, to a multiple of 16 tokens:
+    only prompts with equal second parts can run side by side, and few questions are equally long.
+    """
+    whole = question + -question % _STEP
+    return whole if whole < context + question else question
+
+
 def generate_after_context(
     loaded: LoadedModel,
     cache: Any,
@@ -167,15 +178,16 @@ def generate_batch(
 ) -> list[str]:
     """Run the contexts into the empty cache, then the questions, and decode greedily.
 
-    All questions must have the same number of tokens, so that every row's cache holds its context
-    and nothing else when its question comes; shorter contexts are padded on the left. Returns the
-    new texts, special tokens left out. A text ends early once `until(text)` holds of it: what comes
+    Every prompt must have the same `second_part`, so that every row's cache holds what comes before
+    it and nothing else when it runs; shorter contexts are padded on the left. Returns the new
+    texts, special tokens left out. A text ends early once `until(text)` holds of it: what comes
     after must not matter to the score.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     settings = greedy(tokenizer)
     ids, mask = _left_padded(prompts, settings["pad_token_id"], model.device)
-    split = ids.shape[1] - len(prompts[0].question)
+    (second,) = {second_part(len(prompt.context), len(prompt.question)) for prompt in prompts}
+    split = ids.shape[1] - second
     positions = {}
     if not mask.all():
         numbers = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -202,7 +214,6 @@ def _left_padded(
 ) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, int64 [batch, tokens]."""
     rows = [[*prompt.context, *prompt.question] for prompt in prompts]
-    assert len({len(prompt.question) for prompt in prompts}) == 1
     length = max(map(len, rows))
     missing = [length - len(row) for row in rows]
     # A tokenizer without any token to pad with never pads: its rows are then single ones.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,39 +116,48 @@ def _run(
     journal: Journal | None,
     progress: Progress,
 ) -> list[list[Record]]:
-    """The records of every codec, example by example, taking those that the journal has."""
+    """The records of every codec, in the examples' order, taking those that the journal has."""
     assert [codec.name for codec in codecs[:1]] == [BASELINE]
     everything = []
+    batches = _batches(task, examples)
+    order = [at for batch in batches for at in batch]
     for index, codec in enumerate(codecs):
         records = list(journal.records(index)) if journal else []
         with progress.task(
             f"{task.name} {codec.name}", total=len(examples), unit=task.unit, done=len(records)
         ) as bar:
-            done = len(records)
-            for start, batch in _batches(task, examples):
-                if start < done:
+            done, start = len(records), 0
+            for batch in batches:
+                start += len(batch)
+                if start <= done:
                     continue
-                new = _run_batch(loaded, codec, task, batch)
+                new = _run_batch(loaded, codec, task, [examples[at] for at in batch])
                 records += new
                 if journal:
                     journal.add(index, new)
                 bar.advance(len(batch))
-        everything.append(records)
+        by_example = dict(zip(order, records, strict=True))
+        everything.append([by_example[at] for at in range(len(examples))])
     return everything
 
 
-def _batches(task: Task, examples: Sequence[Any]) -> Iterator[tuple[int, Sequence[Any]]]:
-    """The index of each batch's first example, and the examples: always cut at the same places."""
-    start = 0
-    while start < len(examples):
-        key = task.batch_key(examples[start])
-        end = start + 1
-        while end < min(start + task.batch_size, len(examples)):
-            if task.batch_key(examples[end]) != key:
-                break
-            end += 1
-        yield start, examples[start:end]
-        start = end
+def _batches(task: Task, examples: Sequence[Any]) -> list[list[int]]:
+    """The indices of the examples that run side by side, batch after batch.
+
+    One by one, they run in order. Otherwise those of one kind and of nearly the same size do, for
+    the others of a batch are padded to its longest.
+    """
+    if task.batch_size == 1:
+        return [[at] for at in range(len(examples))]
+    kinds: dict[Any, list[int]] = {}
+    for at, example in enumerate(examples):
+        kinds.setdefault(task.batch_key(example), []).append(at)
+    batches = []
+    for kind in kinds.values():
+        kind.sort(key=lambda at: task.size(examples[at]))
+        starts = range(0, len(kind), task.batch_size)
+        batches += [kind[start : start + task.batch_size] for start in starts]
+    return batches
 
 
 def _run_batch(

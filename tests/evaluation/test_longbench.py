@@ -336,14 +336,20 @@ def test_running_twice_gives_the_same_numbers(
 def test_batches_give_the_answers_of_single_examples(
     loaded: LoadedModel, codecs: list[EvalCodec], tmp_path: Path
 ) -> None:
-    """Contexts of several lengths, padded on the left: codes and answers are the same."""
-    rows = [longbench_row(number, context=WORDS[: 700 - 200 * number]) for number in range(3)]
+    """Contexts and questions of several lengths: codes and answers are the same."""
+    rows = [
+        longbench_row(
+            number, context=WORDS[: 700 - 200 * number], input="And which is it" + "?" * number
+        )
+        for number in range(3)
+    ]
     write_rows(tmp_path / "hotpotqa.jsonl", rows)
     found = {}
     for size in (None, 2):
         task = LongBench(options(tmp_path, "hotpotqa", batch_size=size))
         examples = task.prepare(loaded)
         assert len({len(example.ids) for example in examples}) == 3
+        assert len({len(example.ids) - example.split for example in examples}) > 1
         assert len({task.batch_key(example) for example in examples}) == 1
         result = evaluate(loaded, codecs, task)
         assert result["settings"]["batch_size"] == (size or 1)

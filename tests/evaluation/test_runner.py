@@ -118,7 +118,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
 
 
 class Pairs(Counting):
-    """Runs two examples side by side, where both are round or neither is."""
+    """Runs two examples side by side, where both are round or neither is, the small ones first."""
 
     @property
     def batch_size(self) -> int:
@@ -127,8 +127,11 @@ class Pairs(Counting):
     def batch_key(self, example: int) -> bool:
         return example % 20 == 0
 
+    def size(self, example: int) -> int:
+        return example
+
     def prepare(self, loaded: LoadedModel) -> Sequence[int]:
-        return [10, 30, 50, 70, 20, 90]
+        return [90, 30, 50, 20, 10, 70]
 
     def run_batch(self, loaded: LoadedModel, cache: Any, examples: Sequence[int]) -> list[Record]:
         if self.fail_at == len(self.asked):
@@ -146,9 +149,9 @@ def test_examples_of_one_kind_run_side_by_side_and_resume_at_whole_batches(
         evaluate_to_file(loaded, codecs[:1], first, out)
     second = Pairs(EvalOptions())
     (entry,) = evaluate_to_file(loaded, codecs[:1], second, out, resume=True)["results"]
-    assert [total for _, total in first.asked] == [40, 120]
-    assert [total for _, total in second.asked] == [20, 90]
-    assert [record["value"] for record in entry["examples"]] == [10, 30, 50, 70, 20, 90]
+    assert [total for _, total in first.asked] == [10 + 30, 50 + 70]
+    assert [total for _, total in second.asked] == [90, 20]
+    assert [record["value"] for record in entry["examples"]] == [90, 30, 50, 20, 10, 70]
 
 
 def test_a_finished_evaluation_is_not_run_again(

@@ -33,12 +33,16 @@ class Task(ABC):
 
     @property
     def batch_size(self) -> int:
-        """How many examples in a row may run side by side at most; see `batch_key`."""
+        """How many examples may run side by side at most; see `batch_key`."""
         return 1
 
     def batch_key(self, example: Any) -> Any:
         """Only examples with the same key run side by side."""
         return None
+
+    def size(self, example: Any) -> int:
+        """How long an example is: those of nearly the same size run side by side."""
+        return 0
 
     @abstractmethod
     def __init__(self, options: EvalOptions) -> None:

@@ -18,6 +18,7 @@ from commvq_core.evaluation.prompts import (
     Prompt,
     TextPrompt,
     generate_batch,
+    second_part,
     text_prompt,
     use_template,
 )
@@ -211,8 +212,12 @@ class BenchmarkTask(Task):
         return self._options.batch_size or 1
 
     def batch_key(self, example: BenchmarkExample) -> Any:
-        """See Task: one part's examples, with questions of one length (see generate_batch)."""
-        return example.part, len(example.ids) - example.split
+        """See Task: one part's examples, with questions of about one length (see second_part)."""
+        return example.part, second_part(example.split, len(example.ids) - example.split)
+
+    def size(self, example: BenchmarkExample) -> int:
+        """See Task."""
+        return len(example.ids)
 
     def run(self, loaded: LoadedModel, cache: Any, example: BenchmarkExample) -> Record:
         """Answer one row."""
