@@ -50,6 +50,8 @@ class Beams {
     for (int64_t token = 0; token < tokens; ++token) {
       kept_[token] = 1; // the empty sum
       sides_[0].score[token * shape.beam] = 0.0f;
+      sides_[0].order[token * shape.beam] = 0;
+      sides_[0].shared[token * shape.beam] = 0;
     }
   }
 
@@ -60,6 +62,10 @@ class Beams {
   const float* score(int64_t stage, int64_t token) const {
     return sides_[stage % 2].score.data() + token * beam_;
   }
+  Tree tree(int64_t stage, int64_t token) const {
+    const Side& side = sides_[stage % 2];
+    return {side.order.data() + token * beam_, side.shared.data() + token * beam_};
+  }
   uint8_t* new_codes(int64_t stage, int64_t token) const {
     return sides_[(stage + 1) % 2].codes.data() + token * codes_per_token;
   }
@@ -68,15 +74,41 @@ class Beams {
   }
   int64_t& kept(int64_t token) const { return kept_[token]; }
 
+  // Orders the `count` new sums, of which the i-th extends parent[i], as the tree of their parents
+  // says: children of one parent differ only in the codeword of `stage`.
+  void grow_tree(int64_t stage, int64_t token, const int64_t* parent, int64_t count) const {
+    const Tree old = tree(stage, token);
+    const Side& side = sides_[(stage + 1) % 2];
+    int32_t* order = side.order.data() + token * beam_;
+    int32_t* shared = side.shared.data() + token * beam_;
+    const int32_t all = static_cast<int32_t>(stage);
+    int32_t common = 0; // of this parent and the last one that has children
+    int64_t placed = 0;
+    for (int64_t i = 0; i < kept_[token]; ++i) {
+      common = std::min(common, old.shared[i]);
+      for (int64_t place = 0; place < count; ++place) {
+        if (parent[place] == old.order[i]) {
+          shared[placed] = common;
+          order[placed++] = static_cast<int32_t>(place);
+          common = all;
+        }
+      }
+    }
+  }
+
   const int64_t codes_per_token;
 
  private:
   struct Side {
     Side(const EncodeShape& shape, int64_t tokens)
-        : score(tokens * shape.beam), codes(tokens * shape.beam * shape.stages) {}
+        : score(tokens * shape.beam),
+          codes(tokens * shape.beam * shape.stages),
+          order(tokens * shape.beam),
+          shared(tokens * shape.beam) {}
 
     Buffer<float> score;
     Buffer<uint8_t> codes;
+    Buffer<int32_t> order, shared;
   };
 
   const int64_t beam_;
@@ -96,7 +128,7 @@ void extend_block(
   const EncodeShape& shape = unit.shape();
   Buffer<float> base(count * shape.width());
   Buffer<const float*> rows(count * beams.codes_per_token);
-  Buffer<float> scores(shape.beam * shape.width());
+  Buffer<float> scores(2 * shape.beam * shape.width());
   Buffer<int64_t> origin(shape.beam);
   unit.base_scores(stage, first, count, base.data());
   for (int64_t i = 0; i < count; ++i) {
@@ -119,13 +151,17 @@ void extend_block(
         stage,
         beams.score(stage, token),
         beams.kept(token),
+        beams.tree(stage, token),
         scores.data(),
         {beams.new_score(stage, token), origin.data(), shape.beam});
     for (int64_t place = 0; place < kept; ++place, new_codes += shape.stages) {
-      const uint8_t* parent = codes + origin[place] / shape.width() * shape.stages;
-      std::copy(parent, parent + stage, new_codes);
-      new_codes[stage] = static_cast<uint8_t>(origin[place] % shape.width());
+      const int64_t parent = origin[place] / shape.width();
+      const uint8_t* begin = codes + parent * shape.stages;
+      std::copy(begin, begin + stage, new_codes);
+      new_codes[stage] = static_cast<uint8_t>(origin[place] - parent * shape.width());
+      origin[place] = parent;
     }
+    beams.grow_tree(stage, token, origin.data(), kept);
     beams.kept(token) = kept;
   }
 }

@@ -23,6 +23,13 @@ struct Beam {
   int64_t capacity; // how many to keep
 };
 
+// Partial sums as a tree: those that follow each other in `order` share their first codewords, the
+// sum order[i] the first shared[i] with the sum order[i - 1] (shared[0] is 0).
+struct Tree {
+  const int32_t* order;
+  const int32_t* shared;
+};
+
 struct EncodeKernels {
   // norm[k] = |codeword k|^2
   void (*norms)(const Book& book, float* norm);
@@ -39,8 +46,8 @@ struct EncodeKernels {
 
   // Extends every parent by every codeword and keeps the best in `beam`; returns how many.
   // The score of parent b with codeword k is base[k] + sum over i of rows[b * terms + i][k] +
-  // parent_score[b]. Of equal scores the earlier (parent, codeword) comes first. `scores` is room
-  // for parents * width floats.
+  // parent_score[b]. Of equal scores the earlier (parent, codeword) comes first. Parents whose
+  // codewords are shared share their rows too. `scores` is room for 2 * parents * width floats.
   int64_t (*extend)(
       const float* base,
       int64_t width,
@@ -48,6 +55,7 @@ struct EncodeKernels {
       int64_t terms,
       const float* parent_score,
       int64_t parents,
+      const Tree& tree,
       float* scores,
       const Beam& beam);
 };

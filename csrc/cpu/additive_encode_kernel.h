@@ -87,7 +87,55 @@ static void products(
 constexpr int64_t kMinima = 16; // kWidthStep: every row of scores has as many columns
 constexpr int64_t kVectors = kMinima / kLanes;
 
-// Fills `scores` [parents, width] and `minima`: the least score of every sixteenth column.
+// to[k] = from[k] + the sum over rows of row[k].
+static void add_rows(
+    const float* from, int64_t width, const float* const* rows, int64_t count, float* to) {
+  for (int64_t k = 0; k < width; k += kMinima) {
+    Lanes sum[kVectors];
+    for (int64_t v = 0; v < kVectors; ++v) {
+      sum[v] = load(from + k + v * kLanes);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t v = 0; v < kVectors; ++v) {
+        sum[v] = sum[v] + load(rows[i] + k + v * kLanes);
+      }
+    }
+    for (int64_t v = 0; v < kVectors; ++v) {
+      store(to + k + v * kLanes, sum[v]);
+    }
+  }
+}
+
+// As add_rows, then adds `start` and lowers `least`, the least of every sixteenth column.
+static void finish_rows(
+    const float* from,
+    int64_t width,
+    const float* const* rows,
+    int64_t count,
+    Lanes start,
+    float* to,
+    Lanes* least) {
+  for (int64_t k = 0; k < width; k += kMinima) {
+    Lanes sum[kVectors];
+    for (int64_t v = 0; v < kVectors; ++v) {
+      sum[v] = load(from + k + v * kLanes);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t v = 0; v < kVectors; ++v) {
+        sum[v] = sum[v] + load(rows[i] + k + v * kLanes);
+      }
+    }
+    for (int64_t v = 0; v < kVectors; ++v) {
+      sum[v] = sum[v] + start;
+      store(to + k + v * kLanes, sum[v]);
+      least[v] = smaller(sum[v], least[v]);
+    }
+  }
+}
+
+// Fills `scores` [parents, width] and `minima`: the least score of every sixteenth column. The sum
+// of rows that parents share is worked out once and kept behind the scores, as deep down the tree
+// as the parents to come need it; it is the same sum, in the same order.
 static void score_all(
     const float* base,
     int64_t width,
@@ -95,30 +143,55 @@ static void score_all(
     int64_t terms,
     const float* parent_score,
     int64_t parents,
+    const Tree& tree,
     float* scores,
     float* minima) {
   Lanes least[kVectors];
   for (int64_t v = 0; v < kVectors; ++v) {
     least[v] = broadcast(__builtin_inff());
   }
-  for (int64_t parent = 0; parent < parents; ++parent, rows += terms, scores += width) {
-    const Lanes start = broadcast(parent_score[parent]);
-    for (int64_t k = 0; k < width; k += kMinima) {
-      Lanes sum[kVectors];
-      for (int64_t v = 0; v < kVectors; ++v) {
-        sum[v] = load(base + k + v * kLanes);
-      }
-      for (int64_t i = 0; i < terms; ++i) {
-        for (int64_t v = 0; v < kVectors; ++v) {
-          sum[v] = sum[v] + load(rows[i] + k + v * kLanes);
+  float* const room = scores + parents * width;
+  constexpr int64_t kDepths = 64; // more are not kept, but added anew
+  int32_t depth[kDepths]; // how many rows the sums that are kept have, each more than the last
+  int64_t kept = 0;
+  for (int64_t i = 0; i < parents; ++i) {
+    const int64_t parent = tree.order[i];
+    const float* const* own = rows + parent * terms;
+    while (kept > 0 && depth[kept - 1] > tree.shared[i]) {
+      --kept;
+    }
+    const int64_t before = kept;
+    // The parents to come share less and less with this one: their depths, the longest first.
+    int32_t least_shared = static_cast<int32_t>(terms);
+    for (int64_t j = i + 1; j < parents && least_shared > tree.shared[i]; ++j) {
+      if (tree.shared[j] < least_shared) {
+        least_shared = tree.shared[j];
+        if (least_shared > tree.shared[i] && kept < kDepths) {
+          depth[kept++] = least_shared;
         }
       }
-      for (int64_t v = 0; v < kVectors; ++v) {
-        sum[v] = sum[v] + start;
-        store(scores + k + v * kLanes, sum[v]);
-        least[v] = smaller(sum[v], least[v]);
-      }
     }
+    for (int64_t low = before, high = kept - 1; low < high; ++low, --high) {
+      const int32_t other = depth[low];
+      depth[low] = depth[high];
+      depth[high] = other;
+    }
+    const float* from = before == 0 ? base : room + (before - 1) * width;
+    int64_t done = before == 0 ? 0 : depth[before - 1];
+    for (int64_t level = before; level < kept; ++level) {
+      float* to = room + level * width;
+      add_rows(from, width, own + done, depth[level] - done, to);
+      from = to;
+      done = depth[level];
+    }
+    finish_rows(
+        from,
+        width,
+        own + done,
+        terms - done,
+        broadcast(parent_score[parent]),
+        scores + parent * width,
+        least);
   }
   for (int64_t v = 0; v < kVectors; ++v) {
     store(minima + v * kLanes, least[v]);
@@ -240,12 +313,13 @@ static int64_t extend(
     int64_t terms,
     const float* parent_score,
     int64_t parents,
+    const Tree& tree,
     float* scores,
     const Beam& beam) {
   float minima[kMinima];
   int32_t list[kShortList];
   const int64_t columns = parents * width;
-  score_all(base, width, rows, terms, parent_score, parents, scores, minima);
+  score_all(base, width, rows, terms, parent_score, parents, tree, scores, minima);
   const float limit = bound(minima, beam.capacity);
   if (limit < __builtin_inff()) {
     const int64_t found = shortlist(scores, columns, limit, list);

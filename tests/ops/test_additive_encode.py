@@ -26,6 +26,7 @@ SHAPES = [
     (1, 9, 1, 5, 10, 3),  # nothing is a multiple of anything
     (1, 3, 1, 6, 2, 1),
     (2, 40, 1, 3, 1, 8),
+    (1, 30, 1, 12, 16, 32),  # sums that part late, and early
 ]
 ROUNDING = 2e-5  # of float32 sums of up to 64 products of order one
 
@@ -67,6 +68,21 @@ def test_native_answer_is_as_near_as_the_reference(codewords: int, sub_dim: int,
         for codes in (native, pytorch)
     ]
     np.testing.assert_allclose(errors[0], errors[1], rtol=ROUNDING)
+
+
+@pytest.mark.parametrize("stages", [24, 90])
+def test_sums_of_many_stages_are_as_near_as_the_reference(stages: int) -> None:
+    """More branchings than the kernel keeps partial sums of."""
+    x, books = gaussian(1, 60, 1, stages, 8, 16)
+    books *= (0.93 ** torch.arange(stages))[:, None, None]
+    native, pytorch = (encode(x, books, 24) for encode in IMPLEMENTATIONS.values())
+    same = (native == pytorch).all(dim=-1)
+    assert same.float().mean() > 0.8  # near ties part the others
+    errors = [
+        ((naive.additive_decode(codes.numpy(), books.numpy()) - x.numpy()) ** 2).sum(-1)
+        for codes in (native, pytorch)
+    ]
+    np.testing.assert_allclose(errors[0], errors[1], rtol=0.05, atol=1e-4)
 
 
 @pytest.mark.parametrize("beam", [1, 2, 5, 8, 30])
