@@ -87,34 +87,17 @@ static void products(
 constexpr int64_t kMinima = 16; // kWidthStep: every row of scores has as many columns
 constexpr int64_t kVectors = kMinima / kLanes;
 
-// to[k] = from[k] + the sum over rows of row[k].
-static void add_rows(
-    const float* from, int64_t width, const float* const* rows, int64_t count, float* to) {
-  for (int64_t k = 0; k < width; k += kMinima) {
-    Lanes sum[kVectors];
-    for (int64_t v = 0; v < kVectors; ++v) {
-      sum[v] = load(from + k + v * kLanes);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t v = 0; v < kVectors; ++v) {
-        sum[v] = sum[v] + load(rows[i] + k + v * kLanes);
-      }
-    }
-    for (int64_t v = 0; v < kVectors; ++v) {
-      store(to + k + v * kLanes, sum[v]);
-    }
-  }
-}
-
-// As add_rows, then adds `start` and lowers `least`, the least of every sixteenth column.
-static void finish_rows(
+// to[k] = from[k] + the sum over rows of row[k], and at the end + start, lowering `least`, the
+// least of every sixteenth column.
+template <bool at_end>
+COMMVQ_INLINE void add_rows(
     const float* from,
     int64_t width,
     const float* const* rows,
     int64_t count,
-    Lanes start,
     float* to,
-    Lanes* least) {
+    float start = 0.0f,
+    Lanes* least = nullptr) {
   for (int64_t k = 0; k < width; k += kMinima) {
     Lanes sum[kVectors];
     for (int64_t v = 0; v < kVectors; ++v) {
@@ -126,9 +109,11 @@ static void finish_rows(
       }
     }
     for (int64_t v = 0; v < kVectors; ++v) {
-      sum[v] = sum[v] + start;
+      if constexpr (at_end) {
+        sum[v] = sum[v] + broadcast(start);
+        least[v] = smaller(sum[v], least[v]);
+      }
       store(to + k + v * kLanes, sum[v]);
-      least[v] = smaller(sum[v], least[v]);
     }
   }
 }
@@ -180,17 +165,17 @@ static void score_all(
     int64_t done = before == 0 ? 0 : depth[before - 1];
     for (int64_t level = before; level < kept; ++level) {
       float* to = room + level * width;
-      add_rows(from, width, own + done, depth[level] - done, to);
+      add_rows<false>(from, width, own + done, depth[level] - done, to);
       from = to;
       done = depth[level];
     }
-    finish_rows(
+    add_rows<true>(
         from,
         width,
         own + done,
         terms - done,
-        broadcast(parent_score[parent]),
         scores + parent * width,
+        parent_score[parent],
         least);
   }
   for (int64_t v = 0; v < kVectors; ++v) {
