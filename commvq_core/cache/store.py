@@ -47,4 +47,4 @@ class CodeStore:
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return 0 if self._data is None else self._data.numel()
+        return 0 if self._data is None else self._data.nbytes
