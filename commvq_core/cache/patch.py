@@ -154,17 +154,13 @@ def _mask(**given: Any) -> Tensor | None:
         return None
     # A single token's mask is the padding, so that both questions about it can be put at once.
     layer = _begun_layer() if given.get("q_length") == 1 and padding.dim() == 2 else None
-    if layer is None:
-        if bool(padding.all()):
-            return None
-        return sdpa_mask(**given | {"allow_is_causal_skip": False})  # or it would ask again
     shown = padding.bool()
-    shows = shows_codes(layer, shown[:, None], layer.code_length)
+    shows = 0 if layer is None else shows_codes(layer, shown[:, None], layer.code_length)
     answers = int(2 * shown.all() + shows)  # one number, for which the host waits once
     if answers >= 2:
         return None
-    mask = sdpa_mask(**given | {"allow_is_causal_skip": False})
-    if mask is not None:
+    mask = sdpa_mask(**given | {"allow_is_causal_skip": False})  # or it would ask again
+    if layer is not None and mask is not None:
         layer.positions.once(mask, layer.code_length, lambda: answers == 1)
     return mask
 
