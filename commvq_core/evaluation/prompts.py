@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from commvq_core.errors import InputError
-from commvq_core.generation import chat_text, greedy, has_chat_template
+from commvq_core.generation import chat_text, has_chat_template
 
 if TYPE_CHECKING:
     from commvq_core.models import LoadedModel
 
 _NEAR = 2000  # characters of a context that decide where its last tokens begin
-_STEP = 16  # tokens
 _MARK = "<<<commvq-context>>>"  # stands for the context while a chat template is applied
 
 
@@ -144,90 +139,3 @@ def _with_start(tokenizer: Any, text: str) -> list[int]:
     start = tokenizer.bos_token_id
     begins = tokenizer("a")["input_ids"][:1] == [start]
     return [start, *ids] if begins and ids[:1] != [start] else ids
-
-
-def second_part(context: int, question: int) -> int:
-    """How many tokens of a prompt run once the rest is cached: its question, and up to 15 more.
-
-    The question takes along the end of a context, exact in any case, to a multiple of 16 tokens:
-    only prompts with equal second parts can run side by side, and few questions are equally long.
-    """
-    whole = question + -question % _STEP
-    return whole if whole < context + question else question
-
-
-def generate_after_context(
-    loaded: LoadedModel,
-    cache: Any,
-    prompt: Prompt,
-    max_new_tokens: int,
-    *,
-    until: Callable[[str], bool] | None = None,
-) -> str:
-    """`generate_batch` of one prompt."""
-    return generate_batch(loaded, cache, [prompt], max_new_tokens, until=until)[0]
-
-
-def generate_batch(
-    loaded: LoadedModel,
-    cache: Any,
-    prompts: Sequence[Prompt],
-    max_new_tokens: int,
-    *,
-    until: Callable[[str], bool] | None = None,
-) -> list[str]:
-    """Run the contexts into the empty cache, then the questions, and decode greedily.
-
-    Every prompt must have the same `second_part`, so that every row's cache holds what comes before
-    it and nothing else when it runs; shorter contexts are padded on the left. Returns the new
-    texts, special tokens left out. A text ends early once `until(text)` holds of it: what comes
-    after must not matter to the score.
-    """
-    model, tokenizer = loaded.model, loaded.tokenizer
-    settings = greedy(tokenizer)
-    ids, mask = _left_padded(prompts, settings["pad_token_id"], model.device)
-    (second,) = {second_part(len(prompt.context), len(prompt.question)) for prompt in prompts}
-    split = ids.shape[1] - second
-    positions = {}
-    if not mask.all():
-        numbers = (mask.cumsum(-1) - 1).clamp_min(0)
-        positions = {"attention_mask": mask[:, :split], "position_ids": numbers[:, :split]}
-    if split:
-        # The decoder alone: nobody needs a logit of the context.
-        model.get_decoder()(
-            input_ids=ids[:, :split], past_key_values=cache, use_cache=True, **positions
-        )
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        past_key_values=cache,
-        max_new_tokens=max_new_tokens,
-        stopping_criteria=None if until is None else _stop(tokenizer, ids.shape[1], until),
-        **settings,
-    )
-    texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-    return [str(text) for text in texts]
-
-
-def _left_padded(
-    prompts: Sequence[Prompt], pad: int | None, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, int64 [batch, tokens]."""
-    rows = [[*prompt.context, *prompt.question] for prompt in prompts]
-    length = max(map(len, rows))
-    missing = [length - len(row) for row in rows]
-    # A tokenizer without any token to pad with never pads: its rows are then single ones.
-    ids = [[pad or 0] * gap + row for gap, row in zip(missing, rows, strict=True)]
-    mask = [[0] * gap + [1] * (length - gap) for gap in missing]
-    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def _stop(tokenizer: Any, start: int, until: Callable[[str], bool]) -> Any:
-    """Stopping criteria of generate(): `until` of the text behind the first `start` tokens."""
-    from transformers import StoppingCriteriaList
-
-    def enough(input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        texts = tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
-        return torch.tensor([until(text) for text in texts], device=input_ids.device)
-
-    return StoppingCriteriaList([enough])

@@ -5,14 +5,17 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from commvq_core import __version__
 from commvq_core.cache.saved import weights_sha256
 from commvq_core.errors import InputError
+from commvq_core.evaluation.beginnings import Beginnings
 from commvq_core.evaluation.codecs import BASELINE, EvalCodec
 from commvq_core.evaluation.journal import Journal, key_sha256, partial_path
 from commvq_core.evaluation.tasks.base import Record, Task
@@ -118,27 +121,34 @@ def _run(
 ) -> list[list[Record]]:
     """The records of every codec, in the examples' order, taking those that the journal has."""
     assert [codec.name for codec in codecs[:1]] == [BASELINE]
-    everything = []
     batches = _batches(task, examples)
     order = [at for batch in batches for at in batch]
-    for index, codec in enumerate(codecs):
-        records = list(journal.records(index)) if journal else []
-        with progress.task(
-            f"{task.name} {codec.name}", total=len(examples), unit=task.unit, done=len(records)
-        ) as bar:
-            done, start = len(records), 0
-            for batch in batches:
-                start += len(batch)
-                if start <= done:
+    everything = [list(journal.records(at)) if journal else [] for at in range(len(codecs))]
+    done = [len(records) for records in everything]
+    task.beginnings = Beginnings()
+    with progress.task(
+        f"{task.name}, {len(codecs)} caches",
+        total=len(examples) * len(codecs),
+        unit=task.unit,
+        done=sum(done),
+    ) as bar:
+        end = 0
+        for batch in batches:
+            end += len(batch)
+            # One cache after another, so that they can share what they compute alike.
+            for index, codec in enumerate(codecs):
+                if end <= done[index]:
                     continue
                 new = _run_batch(loaded, codec, task, [examples[at] for at in batch])
-                records += new
+                everything[index] += new
                 if journal:
                     journal.add(index, new)
                 bar.advance(len(batch))
-        by_example = dict(zip(order, records, strict=True))
-        everything.append([by_example[at] for at in range(len(examples))])
-    return everything
+    task.beginnings = None
+    return [
+        [record for _, record in sorted(zip(order, records, strict=True), key=itemgetter(0))]
+        for records in everything
+    ]
 
 
 def _batches(task: Task, examples: Sequence[Any]) -> list[list[int]]:
@@ -164,12 +174,22 @@ def _run_batch(
     loaded: LoadedModel, codec: EvalCodec, task: Task, batch: Sequence[Any]
 ) -> list[Record]:
     """Records with the seconds and bytes that fall to each example of the batch."""
+    assert task.beginnings is not None
+    task.beginnings.spared = 0.0
     began = time.monotonic()
     with codec.open(task.strict) as cache:
         records = task.run_batch(loaded, cache, batch)
-        nbytes = int(cache.nbytes) // len(batch)
-    seconds = round((time.monotonic() - began) / len(batch), 4)
+        nbytes = int(cache.nbytes) // _rows(cache, len(batch))
+    seconds = round((time.monotonic() - began + task.beginnings.spared) / len(batch), 4)
     return [record | {"cache_bytes": nbytes, "seconds": seconds} for record in records]
+
+
+def _rows(cache: Any, most: int) -> int:
+    """How many rows a cache holds still, of the batch that it began with."""
+    for layer in cache.layers:
+        if isinstance(getattr(layer, "keys", None), Tensor):
+            return min(most, layer.keys.shape[0])
+    return most
 
 
 def _result(

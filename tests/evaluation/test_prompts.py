@@ -6,12 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from commvq_core.errors import InputError
-from commvq_core.evaluation.codecs import EvalCodec
 from commvq_core.evaluation.prompts import (
-    generate_after_context,
     text_prompt,
     use_template,
     wrap_prompt,
@@ -126,23 +123,3 @@ def test_a_chat_template_is_used_as_asked(loaded: LoadedModel, chatty: LoadedMod
         use_template(loaded, True)
     assert wrap_prompt(chatty, "Read.", "Who?", "It was").templated
     assert not wrap_prompt(chatty, "Read.", "Who?", "It was", chat=False).templated
-
-
-def test_a_prompt_may_have_no_context(loaded: LoadedModel, codecs: list[EvalCodec]) -> None:
-    prompt = text_prompt(loaded, "", QUESTION, templated=False, room=None)
-    assert prompt.context == []
-    for codec in codecs:
-        with codec.open(False) as cache, torch.inference_mode():
-            assert generate_after_context(loaded, cache, prompt, 2)
-
-
-def test_an_answer_ends_once_there_is_enough(loaded: LoadedModel, codecs: list[EvalCodec]) -> None:
-    prompt = text_prompt(loaded, TEXT, QUESTION, templated=False, room=None)
-    for codec in codecs:
-        texts = []
-        for until in (None, lambda text: len(text) >= 6):
-            with codec.open(False) as cache, torch.inference_mode():
-                texts.append(generate_after_context(loaded, cache, prompt, 20, until=until))
-        full, short = texts
-        assert full.startswith(short)
-        assert 6 <= len(short) < len(full)

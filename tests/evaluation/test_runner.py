@@ -60,7 +60,7 @@ class Counting(Task):
 
 
 CACHES = ("HalfPrecisionCache", "CommVQCache")
-EVERYTHING = [(cache, example) for cache in CACHES for example in (10, 20, 30)]
+EVERYTHING = [(cache, example) for example in (10, 20, 30) for cache in CACHES]
 
 
 def test_every_codec_gets_the_same_examples(loaded: LoadedModel, codecs: list[EvalCodec]) -> None:

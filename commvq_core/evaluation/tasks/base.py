@@ -10,6 +10,7 @@ from commvq_core.evaluation.options import EvalOptions
 from commvq_core.progress import Progress, Silent
 
 if TYPE_CHECKING:
+    from commvq_core.evaluation.beginnings import Beginnings
     from commvq_core.models import LoadedModel
 
 Record = dict[str, Any]  # what one example gave: JSON only
@@ -30,6 +31,7 @@ class Task(ABC):
     uses: ClassVar[frozenset[str]] = frozenset()
     progress: Progress = Silent()  # where a long `prepare` tells of itself; set by the runner
     has_grid: ClassVar[bool] = False
+    beginnings: Beginnings | None = None  # shared by the caches of a run; set by the runner
 
     @property
     def batch_size(self) -> int:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from commvq_core.errors import InputError
+from commvq_core.evaluation.answers import generate_batch, second_part
 from commvq_core.evaluation.data import DataSource, Row, find_file
 from commvq_core.evaluation.metrics import mean
 from commvq_core.evaluation.options import EvalOptions
 from commvq_core.evaluation.prompts import (
     Prompt,
     TextPrompt,
-    generate_batch,
-    second_part,
     text_prompt,
     use_template,
 )
@@ -236,6 +235,7 @@ class BenchmarkTask(Task):
                 prompts,
                 examples[0].max_new_tokens,
                 until=self.ends(examples[0].part),
+                beginnings=self.beginnings,
             )
         predictions = [text.lstrip("\n").split("\n")[0] if first_line else text for text in texts]
         return [

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from commvq_core.errors import InputError
+from commvq_core.evaluation.answers import generate_after_context
 from commvq_core.evaluation.metrics import first_number, mean
 from commvq_core.evaluation.options import EvalOptions
-from commvq_core.evaluation.prompts import Prompt, generate_after_context
+from commvq_core.evaluation.prompts import Prompt
 from commvq_core.evaluation.tasks.base import Record, Task
 from commvq_core.evaluation.text import sha256_of_ids
 from commvq_core.generation import check_context
@@ -117,7 +118,9 @@ class GridTask(Task):
     def run(self, loaded: LoadedModel, cache: Any, example: GridExample) -> Record:
         """Ask for the number; greedy decoding."""
         with torch.inference_mode():
-            answer = generate_after_context(loaded, cache, example.prompt, self.new_tokens)
+            answer = generate_after_context(
+                loaded, cache, example.prompt, self.new_tokens, beginnings=self.beginnings
+            )
         return {
             "length": example.length,
             "depth": example.depth,

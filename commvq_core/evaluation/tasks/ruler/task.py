@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from commvq_core.errors import InputError
+from commvq_core.evaluation.answers import generate_after_context
 from commvq_core.evaluation.haystack import Haystack
 from commvq_core.evaluation.metrics import mean
 from commvq_core.evaluation.options import EvalOptions
 from commvq_core.evaluation.prompts import (
     Prompt,
-    generate_after_context,
     text_prompt,
     use_template,
     wrap_prompt,
@@ -242,6 +242,7 @@ class Ruler(Task):
                 example.prompt,
                 _NEW_TOKENS[example.subset],
                 until=lambda text: example.score(text) == 1,
+                beginnings=self.beginnings,
             )
         return {
             "subset": example.subset,
