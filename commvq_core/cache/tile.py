@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+_LOWEST = torch.finfo(torch.float32).min  # stands for a peak of -inf, which nothing is less than
 _FUSED = 32  # tokens from which on torch's fused attention is worth its call
+
+
+class _Sum(NamedTuple):
+    """A softmax-weighted sum of values [..., rows, head_dim], with [..., rows, 1] of two others.
+
+    `weighted` / `total` is the attention output and `peak + log(total)` its log-sum-exp; a row that
+    has seen nothing has a peak of -inf and zeros.
+    """
+
+    weighted: Tensor
+    peak: Tensor
+    total: Tensor
 
 
 class Tile:
     """A few queries and their softmax-weighted sum, which grows part by part. All float32.
 
     Query heads that share a KV head are stacked: `query` [batch, kv_heads, groups * q, head_dim],
-    rotated and scaled. `weighted` / `total` is the attention output so far and `peak + log(total)`
-    its log-sum-exp. `first` is the token of the first query; the others follow it.
+    rotated and scaled. `first` is the token of the first query; the others follow it.
 
     What is known without asking the device stays on the host, so that a decoding step never waits.
     """
@@ -32,9 +46,7 @@ class Tile:
         rows = query.float() * scaling
         self.query = rows.reshape(batch, kv_heads, self.groups * self.length, dim)
         self.first, self.mask, self.softcap = first, mask, softcap
-        self.peak = self.query.new_full((*self.query.shape[:-1], 1), -torch.inf)
-        self.total = torch.zeros_like(self.peak)
-        self.weighted = torch.zeros_like(self.query)
+        self._sum: _Sum | None = None
 
     @property
     def end(self) -> int:
@@ -70,38 +82,47 @@ class Tile:
             batch, kv_heads, _, count = scores.shape
             grouped = scores.view(batch, kv_heads, self.groups, self.length, count)
             grouped += self._bias(columns, seen, kv_heads)
-        peak = torch.maximum(self.peak, scores.amax(dim=-1, keepdim=True))
-        # A row that has seen nothing yet keeps -inf; exp(-inf - 0) is the 0 that it needs.
-        safe = torch.where(peak == -torch.inf, torch.zeros_like(peak), peak)
-        weights = scores.sub_(safe).exp_()
-        old = torch.exp(self.peak - safe)
-        self.total = self.total * old + weights.sum(dim=-1, keepdim=True)
-        self.weighted = (self.weighted * old).add_(weights @ values)
-        self.peak = peak
+        peak, before = scores.amax(dim=-1, keepdim=True), self._sum
+        if before is not None:
+            peak = torch.maximum(before.peak, peak)
+        floor = peak.clamp_min(_LOWEST)
+        weights = scores.sub_(floor).exp_()
+        total, weighted = weights.sum(dim=-1, keepdim=True), weights @ values
+        if before is not None:
+            old = torch.exp(before.peak - floor)
+            total.addcmul_(before.total, old)
+            weighted.addcmul_(before.weighted, old)
+        self._sum = _Sum(weighted, peak, total)
 
     def merge(self, weighted: Tensor, peak: Tensor, total: Tensor) -> None:
         """Merge a part that was attended to elsewhere: [..., head_dim] and twice [...]."""
-        both = torch.maximum(self.peak, peak[..., None])
-        safe = torch.where(both == -torch.inf, torch.zeros_like(both), both)
-        old, new = torch.exp(self.peak - safe), torch.exp(peak[..., None] - safe)
-        self.total = self.total * old + total[..., None] * new
-        self.weighted = self.weighted * old + weighted * new
-        self.peak = both
+        part, before = _Sum(weighted, peak[..., None], total[..., None]), self._sum
+        if before is None:
+            self._sum = part
+            return
+        both = torch.maximum(before.peak, part.peak)
+        floor = both.clamp_min(_LOWEST)
+        old, new = torch.exp(before.peak - floor), torch.exp(part.peak - floor)
+        self._sum = _Sum(
+            (before.weighted * old).addcmul_(weighted, new),
+            both,
+            (before.total * old).addcmul_(part.total, new),
+        )
 
     def add_logits(self, logits: Tensor) -> None:
         """Merge a column that has a score but no value: gpt-oss's learnt sinks, [heads]."""
         rows = logits.float().view(1, self.query.shape[1], self.groups, 1)
         rows = rows.repeat_interleave(self.length, dim=2)
-        peak = torch.maximum(self.peak, rows)
-        old = torch.exp(self.peak - peak)
-        self.total = self.total * old + torch.exp(rows - peak)
-        self.weighted = self.weighted * old
-        self.peak = peak
+        found = torch.zeros_like(self.query)
+        self.merge(found, rows[..., 0], torch.ones_like(found[..., 0]))
 
     def output(self) -> Tensor:
         """[batch, q, heads, head_dim]; queries that saw no token at all (padding) get zeros."""
         batch, kv_heads, _, dim = self.query.shape
-        rows = self.weighted / self.total.clamp_min(1e-30)
+        found = self._sum
+        rows = torch.zeros_like(self.query)
+        if found is not None:
+            rows = found.weighted / found.total.clamp_min(1e-30)
         return rows.view(batch, kv_heads * self.groups, self.length, dim).transpose(1, 2)
 
     def _fused(self, keys: Tensor, seen: Tensor | None) -> bool:

@@ -175,6 +175,14 @@ void write_best(const EncodeUnit& unit, const Beams& beams, uint8_t* output) {
   }
 }
 
+// Whether the rows that all beams ask for are fewer than there are, or hardly more: then units
+// that keep all threads busy repay themselves by what they share.
+bool are_few(const EncodeShape& shape) {
+  const int64_t sums = shape.tokens * shape.beam;
+  const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
+  return sums < shape.codewords || (sums <= 4 * shape.codewords && shape.units() >= threads);
+}
+
 // Few tokens: a unit a thread.
 void encode_few(
     const EncodeShape& shape, const Tensor& x, const Tensor& codebooks, uint8_t* output) {
@@ -256,7 +264,7 @@ Tensor additive_encode(const Tensor& x, const Tensor& codebooks, int64_t beam) {
   // Rows must be contiguous; anything else may have any strides.
   const Tensor rows = x.stride(2) == 1 ? x : torch::stable::contiguous(x);
   uint8_t* codes = output.mutable_data_ptr<uint8_t>();
-  if (shape.tokens * shape.beam < shape.codewords) {
+  if (are_few(shape)) {
     encode_few(shape, rows, codebooks, codes);
   } else {
     encode_many(shape, rows, codebooks, codes);

@@ -10,11 +10,6 @@
 
 namespace commvq {
 
-// Pairs of stages in order: (0, 1), (0, 2), (1, 2), (0, 3), ...
-inline int64_t stage_pair(int64_t earlier, int64_t later) {
-  return later * (later - 1) / 2 + earlier;
-}
-
 // Every row of one stage, worked out beforehand by all threads and then shared by them. Tables of
 // all stages at once would take stages^2 / 2 of these: 80 MB at 3 bits.
 class StagePairs {
@@ -64,23 +59,26 @@ class StagePairs {
   Buffer<float> table_;
 };
 
-// A row only once somebody asks for it. Belongs to one thread.
+// A row of one stage only once somebody asks for it. Belongs to one thread.
 class PairsOnDemand {
  public:
   explicit PairsOnDemand(const EncodeUnit& unit)
       : unit_(unit),
         table_(capacity(unit.shape()) * unit.shape().width()),
         missing_(capacity(unit.shape()) * unit.shape().sub_dim),
-        place_(unit.shape().stage_pairs() * unit.shape().codewords) {
-    const int64_t places = unit.shape().stage_pairs() * unit.shape().codewords;
-    std::fill(place_.data(), place_.data() + places, int32_t{-1});
-  }
+        place_((unit.shape().stages - 1) * unit.shape().codewords) {}
 
+  // The rows of another stage are forgotten.
   void find(const uint8_t* codes, int64_t beams, int64_t stage, const float** rows) {
     const EncodeShape& shape = unit_.shape();
+    if (stage != stage_) {
+      std::fill(place_.data(), place_.data() + stage * shape.codewords, int32_t{-1});
+      filled_ = 0;
+      stage_ = stage;
+    }
     for (int64_t beam = 0; beam < beams; ++beam, codes += shape.stages) {
       for (int64_t earlier = 0; earlier < stage; ++earlier) {
-        int32_t& place = place_[stage_pair(earlier, stage) * shape.codewords + codes[earlier]];
+        int32_t& place = place_[earlier * shape.codewords + codes[earlier]];
         if (place < 0) {
           place = static_cast<int32_t>(filled_ + added_);
           float* codeword = missing_.data() + added_ * shape.sub_dim;
@@ -101,15 +99,15 @@ class PairsOnDemand {
   }
 
  private:
-  // Each token's beams can ask for one row a pair of stages.
+  // Each token's beams can ask for one row of every earlier stage.
   static int64_t capacity(const EncodeShape& shape) {
-    return shape.stage_pairs() * std::min(shape.codewords, shape.tokens * shape.beam);
+    return (shape.stages - 1) * std::min(shape.codewords, shape.tokens * shape.beam);
   }
 
   const EncodeUnit& unit_;
   Buffer<float> table_, missing_;
   Buffer<int32_t> place_;
-  int64_t filled_ = 0, added_ = 0; // rows worked out, and rows only promised
+  int64_t stage_ = 0, filled_ = 0, added_ = 0; // rows worked out, and rows only promised
 };
 
 } // namespace commvq

@@ -17,8 +17,6 @@ struct EncodeShape {
 
   int64_t units() const { return groups * subs; }
   int64_t width() const { return (codewords + kWidthStep - 1) / kWidthStep * kWidthStep; }
-  // Pairs of an earlier and a later stage.
-  int64_t stage_pairs() const { return stages * (stages - 1) / 2; }
 };
 
 class EncodeUnit {
