@@ -44,7 +44,7 @@ def to_pairs(x: Tensor, *, rotary_dim: int, layout: str) -> Tensor:
         return x
     half = rotary_dim // 2
     pairs = torch.stack((x[..., :half], x[..., half:rotary_dim]), dim=-1).flatten(-2)
-    return torch.cat((pairs, x[..., rotary_dim:]), dim=-1)
+    return pairs if rotary_dim == x.shape[-1] else torch.cat((pairs, x[..., rotary_dim:]), dim=-1)
 
 
 def from_pairs(x: Tensor, *, rotary_dim: int, layout: str) -> Tensor:

@@ -39,8 +39,9 @@ def add_undecoded(layer: CommVQLayer, tiles: list[Tile], boundaries: list[tuple[
     if turning is None:
         return False
     for some in _grouped(tiles, min(most, _ROWS)):
+        queries = [_query(layer.rotary, tile) for tile in some]
         parts = attention(
-            torch.cat([_query(layer.rotary, tile) for tile in some], dim=2),
+            queries[0] if len(queries) == 1 else torch.cat(queries, dim=2),
             layer.key_codes.slice(0, stop),
             layer.value_codes.slice(0, stop),
             *turning,
@@ -48,6 +49,9 @@ def add_undecoded(layer: CommVQLayer, tiles: list[Tile], boundaries: list[tuple[
             stop,
             some[0].softcap or 0.0,
         )
+        if len(some) == 1:  # as in a decoding step, where every call counts
+            some[0].merge(*parts)
+            continue
         own = [tile.query.shape[2] for tile in some]
         for tile, *part in zip(some, *(part.split(own, dim=2) for part in parts), strict=True):
             tile.merge(*part)
