@@ -41,11 +41,12 @@ class Beginnings:
     def fill(self, cache: Any, model: PreTrainedModel, ids: Tensor, mask: Tensor, most: int) -> int:
         """Put the first tokens of `ids` into the empty cache, at most `most`; returns how many.
 
-        `ids`, `mask` int64 [batch, tokens], padded on the left. None for caches that would see
-        these tokens otherwise: strict ones, and transformers' own quantized ones.
+        `ids`, `mask` int64 [batch, tokens], padded on the left. 0 for caches that would see
+        these tokens otherwise: strict ones, transformers' own quantized ones, and those of a
+        float32 model with layers that have no codes.
         """
         count = min(most, PREFILL_CHUNK)
-        if count == 0 or not _sees_beginnings_exactly(cache):
+        if count == 0 or not _computes_as_fp16(cache, model):
             return 0
         ids, mask = ids[:, :count], mask[:, :count]
         if self._exact is not None and _same(ids, self._ids) and _same(mask, self._mask):
@@ -86,10 +87,14 @@ def run_tokens(
     )
 
 
-def _sees_beginnings_exactly(cache: Any) -> bool:
-    if isinstance(cache, CommVQCache):
-        return not cache.strict and cache.prefill_chunk == PREFILL_CHUNK
-    return isinstance(cache, HalfPrecisionCache)
+def _computes_as_fp16(cache: Any, model: PreTrainedModel) -> bool:
+    """Whether a cache sees the first piece of a prompt as the fp16 cache does."""
+    if not isinstance(cache, CommVQCache):
+        return isinstance(cache, HalfPrecisionCache)
+    # Layers that have no codes hold float32 where the model does.
+    all_coded = len(cache.compressed_layers) == len(cache.layers)
+    alike = all_coded or model.dtype != torch.float32
+    return alike and not cache.strict and cache.prefill_chunk == PREFILL_CHUNK
 
 
 def _same(found: Tensor, known: Tensor | None) -> bool:
