@@ -79,12 +79,10 @@ def _native() -> Check:
     from commvq_core.ops import native_info
 
     info = native_info()
-    return Check(
-        "native kernels",
-        info.available,
-        info.summary,
-        "encoding is slower without; install a C++ compiler and install commvq again",
-    )
+    mend = "encoding is slower without; install a C++ compiler and install commvq again"
+    if info.missing:
+        mend = "they were built from older sources; install commvq again"
+    return Check("native kernels", info.available and not info.missing, info.summary, mend)
 
 
 def _processor() -> Check:

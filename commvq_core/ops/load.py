@@ -21,14 +21,16 @@ class NativeInfo:
 
     `path` is the compiled file, `simd` the level its kernels chose on this machine ("avx512",
     "avx2" or "portable"), `backends` those with a kernel for every operator that attention over
-    codes and the default preset call ("cpu", "cuda"). When nothing was loaded, `reason` says why in
-    one line and the rest is empty.
+    codes and the default preset call ("cpu", "cuda"), `missing` the operators without a kernel for
+    CPUs: the file was built from older sources. When nothing was loaded, `reason` says why in one
+    line and the rest is empty.
     """
 
     available: bool
     path: str | None = None
     simd: str | None = None
     backends: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     reason: str | None = None
 
     @property
@@ -36,7 +38,8 @@ class NativeInfo:
         """One line for people."""
         if not self.available:
             return f"PyTorch operators ({self.reason})"
-        return f"native operators for {', '.join(self.backends) or 'no backend'} ({self.simd})"
+        found = f"native operators for {', '.join(self.backends) or 'no backend'} ({self.simd})"
+        return f"{found}, without {', '.join(self.missing)}" if self.missing else found
 
 
 def load_native(folder: Path) -> NativeInfo:
@@ -56,13 +59,17 @@ def load_native(folder: Path) -> NativeInfo:
         # Made for another torch or machine, or cut short: slower is better than not at all.
         cause = " ".join(str(error).split())
         return NativeInfo(False, reason=f"{path} does not load ({cause})")
-    return NativeInfo(True, path=path, simd=simd, backends=_backends())
+    missing = tuple(name for name in OPS if not _has_kernel(name, "CPU"))
+    return NativeInfo(True, path=path, simd=simd, backends=_backends(), missing=missing)
 
 
 def _backends() -> tuple[str, ...]:
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     return tuple(
         key.lower()
         for key in ("CPU", "CUDA")
-        if all(has_kernel(f"{NAMESPACE}::{name}", key) for name in OPS if name not in CPU_OPS)
+        if all(_has_kernel(name, key) for name in OPS if name not in CPU_OPS)
     )
+
+
+def _has_kernel(name: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key)

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from commvq_core import ops
+from commvq_core.doctor import diagnose
+from commvq_core.ops import load
 from commvq_core.ops.load import load_native
 from tests.ops.cases import attention, gaussian, integers, product, published, rounds
 
@@ -122,6 +124,23 @@ def test_a_broken_extension_is_no_error(tmp_path: Path, monkeypatch: pytest.Monk
     assert not info.available
     assert "_C.abi3.so does not load" in info.summary
     assert "\n" not in info.summary
+
+
+def test_an_extension_from_older_sources_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ops.native_info().missing == ()
+    info = load.NativeInfo(True, "_C.abi3.so", "avx2", (), ("additive_attend",))
+    if ops.native_available():
+        has_kernel = load._has_kernel
+        monkeypatch.setattr(
+            load, "_has_kernel", lambda name, key: name != info.missing[0] and has_kernel(name, key)
+        )
+        found = load_native(REPOSITORY / "commvq_core")
+        assert (found.missing, found.backends) == (info.missing, info.backends)
+    assert info.summary.endswith("without additive_attend")
+    monkeypatch.setattr(ops, "native_info", lambda: info)
+    (check,) = [check for check in diagnose()["checks"] if check["name"] == "native kernels"]
+    assert not check["ok"]
+    assert "older sources" in check["mend"]
 
 
 def test_importing_touches_no_cuda() -> None:
