@@ -1,6 +1,8 @@
 // Attention over tokens whose keys and values are additive codes: checks, and the way for few rows
 // of queries (additive_attend_few.cpp) or many (additive_attend_many.cpp).
 #include "cpu/additive_attend.h"
+
+#include "common/attend_checks.h"
 #include "cpu/additive_attend_jobs.h"
 #include "cpu/simd.h"
 
@@ -66,21 +68,8 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
       "additive_attend: query must be float32 [batch, heads, queries, dim]");
   const int64_t batch = query.size(0), heads = query.size(1);
   const int64_t queries = query.size(2), dim = query.size(3);
-  STD_TORCH_CHECK(
-      turns.scalar_type() == ScalarType::Float && turns.dim() == 4 && turns.size(2) == 2 &&
-          2 * turns.size(3) <= dim && (turns.size(0) == 1 || turns.size(0) == batch),
-      "additive_attend: turns must be float32 [1 or batch, blocks, 2, pairs]");
+  check_turns("additive_attend", turns, steps, first, batch, dim, stop, kTurn);
   const int64_t pairs = turns.size(3);
-  STD_TORCH_CHECK(
-      stop >= 0 && turns.size(1) * kTurn >= stop,
-      "additive_attend: turns must have a row for each block of 32 tokens before stop");
-  STD_TORCH_CHECK(
-      steps.scalar_type() == ScalarType::Float && steps.dim() == 3 && steps.size(0) == kTurn &&
-          steps.size(1) == 2 && steps.size(2) == pairs,
-      "additive_attend: steps must be float32 [32, 2, pairs]");
-  STD_TORCH_CHECK(
-      first.scalar_type() == ScalarType::Long && first.dim() == 1 && first.size(0) == batch,
-      "additive_attend: first must be int64 [batch]");
   check_books(key_books, heads, dim);
   check_books(value_books, heads, dim);
   STD_TORCH_CHECK(

@@ -5,6 +5,7 @@
 // that threads share; every chunk gives a softmax of its own, and the chunks are merged in their
 // order.
 #include "cpu/published_attend.h"
+#include "common/attend_checks.h"
 #include "common/buffer.h"
 #include "common/share.h"
 #include "cpu/attend_rows.h"
@@ -291,21 +292,8 @@ std::tuple<Tensor, Tensor, Tensor> published_attend(
       "published_attend: query must be float32 [batch, heads, queries, an even dim]");
   const int64_t batch = query.size(0), heads = query.size(1);
   const int64_t queries = query.size(2), dim = query.size(3);
-  STD_TORCH_CHECK(
-      turns.scalar_type() == ScalarType::Float && turns.dim() == 4 && turns.size(2) == 2 &&
-          2 * turns.size(3) <= dim && (turns.size(0) == 1 || turns.size(0) == batch),
-      "published_attend: turns must be float32 [1 or batch, blocks, 2, pairs]");
+  check_turns("published_attend", turns, steps, first, batch, dim, stop, kTurn);
   const int64_t pairs = turns.size(3);
-  STD_TORCH_CHECK(
-      stop >= 0 && turns.size(1) * kTurn >= stop,
-      "published_attend: turns must have a row for each block of 32 tokens before stop");
-  STD_TORCH_CHECK(
-      steps.scalar_type() == ScalarType::Float && steps.dim() == 3 && steps.size(0) == kTurn &&
-          steps.size(1) == 2 && steps.size(2) == pairs,
-      "published_attend: steps must be float32 [32, 2, pairs]");
-  STD_TORCH_CHECK(
-      first.scalar_type() == ScalarType::Long && first.dim() == 1 && first.size(0) == batch,
-      "published_attend: first must be int64 [batch]");
   STD_TORCH_CHECK(
       key_words.scalar_type() == ScalarType::Short && key_words.is_contiguous() &&
           key_words.dim() == 6 && key_words.size(0) == heads && key_words.size(1) >= 1 &&

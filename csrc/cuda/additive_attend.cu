@@ -2,6 +2,7 @@
 // of many rows of queries in additive_attend_rows.cu.
 // Nothing here waits for the GPU or allocates but through torch, so that it can be captured in a
 // CUDA graph.
+#include "common/attend_checks.h"
 #include "cuda/attend_launch.h"
 #include "cuda/attend_score.h"
 #include "cuda/attend_value.h"
@@ -189,19 +190,8 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
       "additive_attend: query must be float32 [batch, heads, queries, head_dim]");
   const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2);
   const int64_t dim = query.size(3), units = batch * heads;
-  STD_TORCH_CHECK(
-      turns.scalar_type() == ScalarType::Float && turns.dim() == 4 && turns.size(2) == 2 &&
-          2 * turns.size(3) <= dim && (turns.size(0) == 1 || turns.size(0) == batch) && stop >= 0 &&
-          turns.size(1) * kTurnBlock >= stop,
-      "additive_attend: turns must be float32 [1 or batch, blocks of 32 tokens, 2, pairs]");
+  check_turns("additive_attend", turns, steps, first, batch, dim, stop, kTurnBlock);
   const int64_t pairs = turns.size(3);
-  STD_TORCH_CHECK(
-      steps.scalar_type() == ScalarType::Float && steps.dim() == 3 && steps.size(0) == kTurnBlock &&
-          steps.size(1) == 2 && steps.size(2) == pairs,
-      "additive_attend: steps must be float32 [32, 2, pairs]");
-  STD_TORCH_CHECK(
-      first.scalar_type() == ScalarType::Long && first.dim() == 1 && first.size(0) == batch,
-      "additive_attend: first must be int64 [batch]");
   const Device device(query);
   device.check(
       "additive_attend",

@@ -1,5 +1,6 @@
 // commvq::published_attend on CUDA: one kernel for scores and sums of a split of the tokens, one to
 // merge the splits, whose order is fixed. Nothing waits for the GPU or allocates but through torch.
+#include "common/attend_checks.h"
 #include "cuda/attend_launch.h"
 #include "cuda/attend_value.h"
 #include "cuda/published_block.h"
@@ -78,19 +79,8 @@ std::tuple<Tensor, Tensor, Tensor> published_attend(
       "published_attend: query must be float32 [batch, heads, queries, an even dim]");
   const int64_t batch = query.size(0), heads = query.size(1), queries = query.size(2);
   const int64_t dim = query.size(3), units = batch * heads;
-  STD_TORCH_CHECK(
-      turns.scalar_type() == ScalarType::Float && turns.dim() == 4 && turns.size(2) == 2 &&
-          2 * turns.size(3) <= dim && (turns.size(0) == 1 || turns.size(0) == batch) && stop >= 0 &&
-          turns.size(1) * kTurnBlock >= stop,
-      "published_attend: turns must be float32 [1 or batch, blocks of 32 tokens, 2, pairs]");
+  check_turns("published_attend", turns, steps, first, batch, dim, stop, kTurnBlock);
   const int64_t pairs = turns.size(3);
-  STD_TORCH_CHECK(
-      steps.scalar_type() == ScalarType::Float && steps.dim() == 3 && steps.size(0) == kTurnBlock &&
-          steps.size(1) == 2 && steps.size(2) == pairs,
-      "published_attend: steps must be float32 [32, 2, pairs]");
-  STD_TORCH_CHECK(
-      first.scalar_type() == ScalarType::Long && first.dim() == 1 && first.size(0) == batch,
-      "published_attend: first must be int64 [batch]");
   STD_TORCH_CHECK(
       key_words.scalar_type() == ScalarType::Short && key_words.is_contiguous() &&
           key_words.dim() == 6 && key_words.size(0) == heads && key_words.size(1) >= 1 &&
