@@ -126,8 +126,9 @@ def _run(
     everything = [list(journal.records(at)) if journal else [] for at in range(len(codecs))]
     done = [len(records) for records in everything]
     task.beginnings = Beginnings()
+    caches = codecs[0].name if len(codecs) == 1 else f"through {len(codecs)} caches"
     with progress.task(
-        f"{task.name}, {len(codecs)} caches",
+        f"{task.name} {caches}",
         total=len(examples) * len(codecs),
         unit=task.unit,
         done=sum(done),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from commvq_core.errors import InputError
+from commvq_core.evaluation.beginnings import Beginnings
 from commvq_core.evaluation.codecs import EvalCodec, resolve_codecs
 from commvq_core.evaluation.options import EvalOptions
 from commvq_core.evaluation.report import length_rows, subset_rows, summary_rows
@@ -287,11 +288,23 @@ def test_reading_rows_shows_its_progress(loaded: LoadedModel, tmp_path: Path) ->
 def test_every_codec_is_fed_the_same_tokens(
     loaded: LoadedModel, codecs: list[EvalCodec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By construction: watched where tokens enter the model, whatever the task believes."""
+    """By construction: watched where tokens enter the model, whatever the task believes.
+
+    A beginning that was run for another cache counts as entering with the cache it is put into.
+    """
     fed: list[list[int]] = []
+    ran: list[int] = []  # tokens for the beginning that a cache is filled with
+    fill = Beginnings.fill
 
     def watch(module: Any, arguments: Any) -> None:
         fed[-1].extend(arguments[0].flatten().tolist())
+
+    def watched(self: Beginnings, cache: Any, model: Any, ids: Any, mask: Any, most: int) -> int:
+        before = len(fed[-1])
+        count = fill(self, cache, model, ids, mask, most)
+        ran.append(len(fed[-1]) - before)
+        fed[-1][:] = ids[0, :count].tolist()  # the cache was empty
+        return count
 
     folder = longbench(tmp_path, "hotpotqa", rows=2)
     task = LongBench(options(folder, "hotpotqa", max_length=200))
@@ -303,6 +316,7 @@ def test_every_codec_is_fed_the_same_tokens(
 
         return replace(codec, open=fresh)
 
+    monkeypatch.setattr(Beginnings, "fill", watched)
     handle = loaded.model.get_input_embeddings().register_forward_pre_hook(watch)
     try:
         result = evaluate(loaded, [opened(codec) for codec in codecs], task)
@@ -310,8 +324,10 @@ def test_every_codec_is_fed_the_same_tokens(
         handle.remove()
     prompts = [tokens[:168] for tokens in fed]
     assert len(prompts) == 4
-    assert prompts[:2] == prompts[2:]
-    assert [example.ids.tolist() for example in task.prepare(loaded)] == prompts[:2]
+    assert prompts[::2] == prompts[1::2]
+    assert [example.ids.tolist() for example in task.prepare(loaded)] == prompts[::2]
+    assert ran[0] > 0
+    assert ran[1::2] == [0, 0]  # it ran for the first cache already
     hashes = [[r["prompt_sha256"] for r in entry["examples"]] for entry in result["results"]]
     assert hashes[0] == hashes[1]
     assert len(set(hashes[0])) == 2
