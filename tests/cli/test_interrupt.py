@@ -89,12 +89,13 @@ def test_eval_stops_and_resumes_to_the_same_result(
     else:
         os.killpg(process.pid, how)
         process.communicate(timeout=60)
-    lines = partial.read_text().splitlines()[1:]
-    kept = [record for line in lines for record in json.loads(line)["records"]]
+    lines = [json.loads(line) for line in partial.read_text().splitlines()[1:]]
     assert not out.exists()
     result = succeed_json(*command, "--out", out, "--resume", "--quiet")
-    done = [record for entry in result["results"] for record in entry["examples"]]
-    assert done[: len(kept)] == kept
+    for index, entry in enumerate(result["results"]):
+        kept = [record for line in lines if line["codec"] == index for record in line["records"]]
+        assert kept
+        assert entry["examples"][: len(kept)] == kept
     assert [len(entry["examples"]) for entry in result["results"]] == [20, 20]
     assert list(tmp_path.iterdir()) == [out]
     whole = succeed_json(*command, "--out", tmp_path / "other.json", "--quiet")
