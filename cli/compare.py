@@ -9,6 +9,8 @@ import typer
 from commvq_cli import options
 from commvq_cli.console import session
 
+_MOST_COLUMNS = 9  # of a table; with more metrics, caches are the columns
+
 
 def command(
     results: Annotated[
@@ -60,6 +62,8 @@ def command(
             parts: list[RenderableType] = []
             for table in tables:
                 names, cells, notes = comparison.table_cells(table)
+                if len(names) > _MOST_COLUMNS:
+                    names, cells = comparison.turned_cells(names, cells)
                 parts.append(rows(f"{table.task}, {table.model}", names, cells))
                 parts += [Text(note) for note in notes]
             return Group(*parts)

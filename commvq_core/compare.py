@@ -140,11 +140,13 @@ def differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str
 
 
 def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
-    """Numbers by column: nested ones as "outer inner"; a grid as the mean of each of its rows."""
+    """Numbers by column: nested ones as "outer inner"; a grid as the mean at each length."""
     flat: dict[str, float | None] = {}
     for name, value in metrics.items():
         if name in _COUNTS:
             continue
+        if name == "grid" and "subsets" in metrics:
+            value = _turned(value)  # RULER's rows are subsets, which have columns already
         if isinstance(value, Mapping):
             for inner, part in value.items():
                 column = f"{'tokens' if name == 'grid' else name} {inner}"
@@ -156,6 +158,15 @@ def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, float | None]:
         elif value is None or _is_number(value):
             flat[name] = None if value is None else float(value)
     return flat
+
+
+def _turned(grid: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows as columns."""
+    turned: dict[str, dict[str, Any]] = {}
+    for row, cells in grid.items():
+        for column, value in cells.items():
+            turned.setdefault(column, {})[row] = value
+    return turned
 
 
 def _other_exact_tokens(first: Mapping[str, Any], entry: Mapping[str, Any]) -> tuple[str, ...]:

@@ -28,6 +28,14 @@ def method_of(codec: str) -> str:
     return _BITS.sub(r"\1", codec)
 
 
+def turned_cells(
+    names: Sequence[str], cells: Sequence[Sequence[Any]]
+) -> tuple[list[str], list[list[Any]]]:
+    """The same with a column a cache, for tables of many metrics."""
+    caches, *metrics = zip(names, *cells, strict=True)
+    return list(caches), [list(line) for line in metrics]
+
+
 def table_cells(table: Table) -> tuple[list[str], list[list[Any]], list[str]]:
     """(column names, a row of cells a cache, notes). Rows that can't be compared have a mark, such
     as [1], whose note says why."""
@@ -128,9 +136,9 @@ def _plot(axes: Any, table: Table, column: str) -> None:
         like = sorted((row.bits_per_element, value) for row, value in own if not row.why)
         if len(like) > 1:
             axes.plot(*zip(*like, strict=True), "-", color=colour, alpha=0.5)
-        for row, value in own:
-            _point(axes, row, value, colour)
-    axes.margins(x=0.15)  # room for the last name
+    for index, (row, value) in enumerate(sorted(points, key=lambda point: _at(point[0]))):
+        _point(axes, row, value, f"C{_place(table, method_of(row.codec)) % 10}", below=index % 2)
+    axes.margins(x=0.15, y=0.12)  # room for names
     axes.set_xlabel("bits an element")
     axes.set_ylabel(f"{column} ({'smaller' if smaller_is_better(column) else 'larger'} is better)")
     axes.set_title(_title(table), fontsize="small")
@@ -149,14 +157,18 @@ def _place(table: Table, method: str) -> int:
     return list(dict.fromkeys(method_of(row.codec) for row in table.rows)).index(method)
 
 
-def _point(axes: Any, row: Row, value: float, colour: str) -> None:
+def _at(row: Row) -> float:
+    return row.bits_per_element
+
+
+def _point(axes: Any, row: Row, value: float, colour: str, *, below: int) -> None:
     face = "none" if row.why else colour
     axes.plot([row.bits_per_element], [value], "o", color=colour, markerfacecolor=face)
     axes.annotate(
         row.codec,
         (row.bits_per_element, value),
         textcoords="offset points",
-        xytext=(4, 4),
+        xytext=(4, -10 if below else 4),  # neighbours' names do not touch
         fontsize="x-small",
     )
 

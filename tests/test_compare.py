@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from commvq_core.compare import compare_files, differences, flat_metrics, smaller_is_better
-from commvq_core.comparison import markdown, method_of, table_cells
+from commvq_core.comparison import markdown, method_of, table_cells, turned_cells
 from commvq_core.errors import InputError
 from tests.cli.helpers import refusal, succeed, succeed_json
 
@@ -121,6 +121,23 @@ def test_grids_and_nested_metrics_become_columns() -> None:
         "lengths 0-4k": 3.0,
     }
     assert flat_metrics({"arc": {"acc": 0.3}}) == {"arc acc": 0.3}
+
+
+def test_a_grid_of_subsets_gives_their_mean_at_each_length() -> None:
+    grid = {"vt": {"1024": 1.0, "2048": 0.0}, "cwe": {"1024": 0.5, "2048": None}}
+    assert flat_metrics({"accuracy": 0.5, "subsets": {"vt": 0.5, "cwe": 0.5}, "grid": grid}) == {
+        "accuracy": 0.5,
+        "subsets vt": 0.5,
+        "subsets cwe": 0.5,
+        "tokens 1024": 0.75,
+        "tokens 2048": 0.0,
+    }
+
+
+def test_many_metrics_are_lines_and_caches_columns() -> None:
+    names, cells = turned_cells(["cache", "bits", "a"], [["fp16", 16.0, 1.0], ["x", 1.0, 0.5]])
+    assert names == ["cache", "fp16", "x"]
+    assert cells == [["bits", 16.0, 1.0], ["a", 1.0, 0.5]]
 
 
 def test_which_way_is_better() -> None:
