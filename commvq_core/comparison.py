@@ -132,12 +132,12 @@ def _plot(axes: Any, table: Table, column: str) -> None:
         axes.axhline(baseline, color="black", linestyle="--", linewidth=1, label=BASELINE)
         axes.legend(fontsize="small")
     for method, own in _methods(points).items():
-        colour = f"C{_place(table, method) % 10}"
+        colour = _colour(table, method)
         like = sorted((row.bits_per_element, value) for row, value in own if not row.why)
         if len(like) > 1:
             axes.plot(*zip(*like, strict=True), "-", color=colour, alpha=0.5)
-    for index, (row, value) in enumerate(sorted(points, key=lambda point: _at(point[0]))):
-        _point(axes, row, value, f"C{_place(table, method_of(row.codec)) % 10}", below=index % 2)
+    for index, (row, value) in enumerate(sorted(points, key=lambda p: p[0].bits_per_element)):
+        _point(axes, row, value, _colour(table, method_of(row.codec)), below=index % 2 == 1)
     axes.margins(x=0.15, y=0.12)  # room for names
     axes.set_xlabel("bits an element")
     axes.set_ylabel(f"{column} ({'smaller' if smaller_is_better(column) else 'larger'} is better)")
@@ -152,16 +152,13 @@ def _methods(points: Sequence[tuple[Row, float]]) -> dict[str, list[tuple[Row, f
     return found
 
 
-def _place(table: Table, method: str) -> int:
+def _colour(table: Table, method: str) -> str:
     """The same for a method in every plot of a table, whichever metrics it has."""
-    return list(dict.fromkeys(method_of(row.codec) for row in table.rows)).index(method)
+    place = list(dict.fromkeys(method_of(row.codec) for row in table.rows)).index(method)
+    return f"C{place % 10}"
 
 
-def _at(row: Row) -> float:
-    return row.bits_per_element
-
-
-def _point(axes: Any, row: Row, value: float, colour: str, *, below: int) -> None:
+def _point(axes: Any, row: Row, value: float, colour: str, *, below: bool) -> None:
     face = "none" if row.why else colour
     axes.plot([row.bits_per_element], [value], "o", color=colour, markerfacecolor=face)
     axes.annotate(

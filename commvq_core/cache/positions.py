@@ -164,6 +164,12 @@ class Positions:
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
+def padded_positions(mask: Tensor) -> Tensor:
+    """Positions int64 [batch, tokens] of rows padded on the left, where `mask` (of that shape) is 0
+    or False; padding has position 0."""
+    return (mask.long().cumsum(-1) - 1).clamp_min(0)
+
+
 def _turned(positions: Tensor, frequencies: Tensor) -> Tensor:
     """Cosines and sines, float32 [..., 2, rotary_dim / 2], at `positions` [...]."""
     angles = positions[..., None] * frequencies

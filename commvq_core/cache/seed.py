@@ -10,6 +10,7 @@ from torch import Tensor
 
 from commvq_core.cache.attention import settle
 from commvq_core.cache.layer import CommVQLayer
+from commvq_core.cache.positions import padded_positions
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -26,7 +27,7 @@ def seed(cache: CommVQCache, exact: DynamicCache, mask: Tensor, *, dtype: torch.
     if bool(mask.all()):
         numbers, shown = torch.arange(mask.shape[1], device=mask.device)[None], None
     else:
-        numbers, shown = (mask.cumsum(-1) - 1).clamp_min(0), mask[:, None, None].bool()
+        numbers, shown = padded_positions(mask), mask[:, None, None].bool()
     cache.positions.begin_forward(0, numbers)
     for index, source in enumerate(exact.layers):
         layer = cache.layers[index]

@@ -120,8 +120,9 @@ class Tile:
         """[batch, q, heads, head_dim]; queries that saw no token at all (padding) get zeros."""
         batch, kv_heads, _, dim = self.query.shape
         found = self._sum
-        rows = torch.zeros_like(self.query)
-        if found is not None:
+        if found is None:
+            rows = torch.zeros_like(self.query)
+        else:
             rows = found.weighted / found.total.clamp_min(1e-30)
         return rows.view(batch, kv_heads * self.groups, self.length, dim).transpose(1, 2)
 

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
 from commvq_core.cache.half import HalfPrecisionCache
 from commvq_core.cache.layer import CommVQLayer
+from commvq_core.cache.positions import padded_positions
 from commvq_core.cache.prefill import PREFILL_CHUNK
 from commvq_core.evaluation.beginnings import Beginnings, run_tokens
 from commvq_core.generation import greedy
@@ -96,7 +97,7 @@ def _decode(
     ends = _end_tokens(model)
     options = {"logits_to_keep": 1} if _takes_logits_to_keep(model) else {}
     padded = not bool(mask.all())
-    numbers = (mask.cumsum(-1) - 1).clamp_min(0)[:, split:]
+    numbers = padded_positions(mask)[:, split:]
     answers: list[list[int]] = [[] for _ in range(ids.shape[0])]
     running = list(range(ids.shape[0]))  # which answer each row of the cache belongs to
     ended: set[int] = set()

@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from commvq_core.cache.cache import CommVQCache
 from commvq_core.cache.half import HalfPrecisionCache
+from commvq_core.cache.positions import padded_positions
 from commvq_core.cache.prefill import PREFILL_CHUNK
 from commvq_core.cache.seed import seed
 
@@ -76,12 +77,13 @@ def run_tokens(
 ) -> None:
     """Run the tokens start..stop of `ids` into `cache`, which holds those before.
 
-    `ids`, `mask` int64 [batch, tokens], padded on the left. Nobody needs a logit of them.
+    `ids` int64 [batch, tokens], padded on the left where `mask`, of that shape, is 0. The decoder
+    alone runs: nobody needs a logit of them.
     """
     where = {}
     if not bool(mask.all()):
-        numbers = (mask.cumsum(-1) - 1).clamp_min(0)
-        where = {"attention_mask": mask[:, :stop], "position_ids": numbers[:, start:stop]}
+        numbers = padded_positions(mask[:, :stop])[:, start:]
+        where = {"attention_mask": mask[:, :stop], "position_ids": numbers}
     model.get_decoder()(
         input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True, **where
     )

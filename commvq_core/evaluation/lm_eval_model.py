@@ -24,6 +24,7 @@ from torch import Tensor
 
 from commvq_core.cache.cache import CommVQCache
 from commvq_core.errors import InputError
+from commvq_core.evaluation.beginnings import run_tokens
 from commvq_core.evaluation.metrics import token_nll
 from commvq_core.models import load_model
 from commvq_core.progress import Progress, Task
@@ -141,12 +142,9 @@ class CommVQLM(HFLM):
         """Run `ids` [batch, n] into the empty cache; nobody needs a logit of them."""
         if ids.shape[1] == 0:
             return
-        given: dict[str, Any] = {}
-        if mask is not None:
-            positions = (mask.long().cumsum(-1) - 1).clamp_min(0)
-            given = {"attention_mask": mask, "position_ids": positions}
-        decoder = self.model.get_decoder()
-        decoder(input_ids=ids.to(self.device), past_key_values=cache, use_cache=True, **given)
+        ids = ids.to(self.device)
+        mask = torch.ones_like(ids) if mask is None else mask
+        run_tokens(self.model, cache, ids, mask, 0, ids.shape[1])
 
     # Generating.
 

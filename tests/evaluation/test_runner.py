@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from commvq_core.cache.saved import weights_sha256
@@ -154,6 +155,32 @@ def test_examples_of_one_kind_run_side_by_side_and_resume_at_whole_batches(
     assert [record["value"] for record in entry["examples"]] == [90, 30, 50, 20, 10, 70]
 
 
+def test_bytes_are_an_examples_share_of_what_is_left_of_a_batch(
+    loaded: LoadedModel, codecs: list[EvalCodec]
+) -> None:
+    """Rows that have ended leave their batch, and their bytes with them."""
+
+    class Leaving(Pairs):
+        leaves = False
+
+        def run_batch(
+            self, loaded: LoadedModel, cache: Any, examples: Sequence[int]
+        ) -> list[Record]:
+            ids = torch.arange(2, 82).expand(len(examples), -1)
+            with torch.inference_mode():
+                loaded.model(input_ids=ids, past_key_values=cache)
+            if self.leaves and len(examples) > 1:
+                cache.batch_select_indices(torch.tensor([1]))
+            return super().run_batch(loaded, cache, examples)
+
+    whole, left = Leaving(EvalOptions()), Leaving(EvalOptions())
+    left.leaves = True
+    found = [evaluate(loaded, codecs[:1], task)["results"][0]["examples"] for task in (whole, left)]
+    sizes = [{record["cache_bytes"] for record in records} for records in found]
+    assert len(sizes[0]) == 1
+    assert sizes[0] == sizes[1]
+
+
 def test_a_finished_evaluation_is_not_run_again(
     loaded: LoadedModel, codecs: list[EvalCodec], tmp_path: Path
 ) -> None:
@@ -278,8 +305,6 @@ def test_an_artifacts_hash_covers_its_numbers(tiny_artifact: Path, tmp_path: Pat
 def test_the_compressed_cache_keeps_its_exact_part_in_16_bits(
     loaded: LoadedModel, codecs: list[EvalCodec]
 ) -> None:
-    import torch
-
     full, small = codecs
     sizes = []
     for codec in (full, small):
