@@ -27,13 +27,13 @@ struct Panel {
 };
 
 // One head's keys. Every `group` (1, 2 or 4) neighbouring stages add up within int8 and have one
-// gain; the last group of a sub-vector may be smaller.
+// gain; the last group of a sub-vector may be smaller. Two groups are a duo.
 struct KeyHead {
   int64_t panel_count, width; // of a row: kPanel * panel_count
   const Panel* panels;
-  int64_t sub_dim, stages, group, groups;
+  int64_t sub_dim, stages, group, groups, duos;
   const int8_t* words;  // [subs, stages, 256, sub_dim]
-  const int16_t* gains; // [subs, groups, kPanel]: gain kHalf times, then gain * 256 kHalf times
+  const uint8_t* gains; // [subs, duos, kPanel]: its groups' in turns
   const int16_t* mean;  // [width]
   const uint8_t* turns; // [panel_count]: whether any dim of the panel rotates
 };

@@ -2,26 +2,9 @@
 
 #include "cpu/additive_attend_keys.h"
 #include "cpu/exponential.h"
+#include "cpu/ints.h"
 
 constexpr int64_t kSumParts = kSums / COMMVQ_LANES; // vectors that hold the partial sums
-
-typedef int8_t Bytes __attribute__((vector_size(COMMVQ_LANES)));
-typedef int8_t BytesInMemory __attribute__((vector_size(COMMVQ_LANES), aligned(1), may_alias));
-typedef float Four __attribute__((vector_size(16)));
-typedef float FourInMemory __attribute__((vector_size(16), aligned(2), may_alias));
-
-COMMVQ_INLINE Lanes widen(const int8_t* from) {
-  // GCC 12 converts lane by lane where it is left to itself.
-#if COMMVQ_X86 && COMMVQ_LANES == 16
-  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
-  return (Lanes)_mm512_maskz_cvtepi32_ps(0xffff, _mm512_maskz_cvtepi8_epi32(0xffff, narrow));
-#elif COMMVQ_X86 && COMMVQ_LANES == 8
-  const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
-  return (Lanes)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(narrow));
-#endif
-  const Bytes bytes = *reinterpret_cast<const BytesInMemory*>(from);
-  return __builtin_convertvector(bytes, Lanes);
-}
 
 typedef int16_t Shorts __attribute__((vector_size(2 * COMMVQ_LANES)));
 typedef int16_t ShortsInMemory
@@ -127,132 +110,7 @@ static void soften_scores(
   }
 }
 
-template <int64_t stages, int64_t quads>
-static void collect_some(
-    const uint8_t* codes, int64_t stride, int64_t count, const float* weights, float* bins) {
-  constexpr int64_t rows = quads * 4;
-  for (int64_t token = 0; token < count; ++token, codes += stride, weights += rows) {
-    for (int64_t quad = 0; quad < quads; ++quad) {
-      const Four weight = reinterpret_cast<const FourInMemory*>(weights)[quad];
-      for (int64_t stage = 0; stage < stages; ++stage) {
-        float* bin = bins + (stage * 256 + codes[stage]) * rows;
-        reinterpret_cast<FourInMemory*>(bin)[quad] += weight;
-      }
-    }
-  }
-}
-
-template <int64_t quads>
-static void collect_stages(
-    const uint8_t* codes,
-    int64_t stride,
-    int64_t count,
-    int64_t stages,
-    const float* weights,
-    float* bins) {
-  // Eight at a time: more of them would not fit the first-level cache, fewer load weights anew.
-  for (; stages >= 8; stages -= 8, codes += 8, bins += 8 * 256 * quads * 4) {
-    collect_some<8, quads>(codes, stride, count, weights, bins);
-  }
-  if (stages >= 4) {
-    collect_some<4, quads>(codes, stride, count, weights, bins);
-    stages -= 4, codes += 4, bins += 4 * 256 * quads * 4;
-  }
-  if (stages == 3) {
-    collect_some<3, quads>(codes, stride, count, weights, bins);
-  } else if (stages == 2) {
-    collect_some<2, quads>(codes, stride, count, weights, bins);
-  } else if (stages == 1) {
-    collect_some<1, quads>(codes, stride, count, weights, bins);
-  }
-}
-
-static void collect_weights(
-    const uint8_t* codes,
-    int64_t stride,
-    int64_t count,
-    int64_t stages,
-    const float* weights,
-    int64_t rows,
-    float* bins) {
-  if (rows == 4) {
-    collect_stages<1>(codes, stride, count, stages, weights, bins);
-  } else if (rows == 8) {
-    collect_stages<2>(codes, stride, count, stages, weights, bins);
-  } else {
-    collect_stages<4>(codes, stride, count, stages, weights, bins);
-  }
-}
-
-static void lower_bins(float* bins, int64_t count, int64_t rows, const float* factors) {
-  float all[kSums];
-  for (int64_t i = 0; i < kSums; ++i) {
-    all[i] = factors[i % rows];
-  }
-  for (int64_t i = 0; i < count * rows; i += kSums) {
-    for (int64_t part = 0; part < kSumParts; ++part) {
-      float* at = bins + i + part * COMMVQ_LANES;
-      store(at, load(at) * load(all + part * COMMVQ_LANES));
-    }
-  }
-}
-
-// `vectors` neighbouring vectors of dims of four rows.
-template <int64_t vectors>
-COMMVQ_INLINE void spread_some(
-    const float* bins,
-    const int8_t* words,
-    int64_t dims,
-    float scale,
-    int64_t rows,
-    int64_t width,
-    float* sums) {
-  Lanes sum[4][vectors] = {};
-  for (int64_t code = 0; code < 256; ++code, bins += rows, words += dims) {
-    for (int64_t v = 0; v < vectors; ++v) {
-      const Lanes word = widen(words + v * COMMVQ_LANES);
-      for (int64_t r = 0; r < 4; ++r) {
-        sum[r][v] = sum[r][v] + broadcast(bins[r]) * word;
-      }
-    }
-  }
-  for (int64_t r = 0; r < 4; ++r) {
-    for (int64_t v = 0; v < vectors; ++v) {
-      float* to = sums + r * width + v * COMMVQ_LANES;
-      store(to, load(to) + broadcast(scale) * sum[r][v]);
-    }
-  }
-}
-
-static void spread_bins(
-    const float* bins,
-    const int8_t* words,
-    int64_t dims,
-    float scale,
-    int64_t rows,
-    int64_t width,
-    float* sums) {
-  constexpr int64_t kVectors = COMMVQ_LANES == 16 ? 4 : 2;
-  for (int64_t quad = 0; quad < rows; quad += 4, bins += 4, sums += 4 * width) {
-    int64_t dim = 0;
-    for (; dim + kVectors * COMMVQ_LANES <= dims; dim += kVectors * COMMVQ_LANES) {
-      spread_some<kVectors>(bins, words + dim, dims, scale, rows, width, sums + dim);
-    }
-    for (; dim + COMMVQ_LANES <= dims; dim += COMMVQ_LANES) {
-      spread_some<1>(bins, words + dim, dims, scale, rows, width, sums + dim);
-    }
-    for (; dim < dims; ++dim) {
-      for (int64_t r = 0; r < 4; ++r) {
-        float sum = 0.0f;
-        for (int64_t code = 0; code < 256; ++code) {
-          sum = sum + bins[code * rows + r] * static_cast<float>(words[code * dims + dim]);
-        }
-        sums[r * width + dim] = sums[r * width + dim] + scale * sum;
-      }
-    }
-  }
-}
-
+#include "cpu/additive_attend_bins.h"
 #include "cpu/additive_attend_products.h"
 
 static const AttendKernels kernels = {

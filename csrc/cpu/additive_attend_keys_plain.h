@@ -33,14 +33,15 @@ COMMVQ_INLINE void decode_panel(const uint8_t* codes, const KeyHead& head, int64
   const Panel panel = head.panels[p];
   const int64_t sub_dim = whole ? kPanel : head.sub_dim, dims = whole ? kPanel : panel.count;
   const int8_t* words = head.words + panel.sub * head.stages * 256 * sub_dim + panel.begin;
-  const int16_t* gains = head.gains + panel.sub * head.groups * kPanel;
+  const uint8_t* gains = head.gains + panel.sub * head.duos * kPanel;
   for (int64_t i = 0; i < kPanel; ++i) {
     to[i] = head.mean[p * kPanel + i];
   }
-  for (int64_t stage = 0; stage < head.stages; stage += head.group, gains += kPanel) {
+  for (int64_t at = 0, stage = 0; at < head.groups; ++at, stage += head.group) {
     const int64_t left = head.stages - stage, stages = left < head.group ? left : head.group;
     const int8_t* own = words + stage * 256 * sub_dim;
-    add_group(codes + stage, own, stages, sub_dim, dims, gains[0], to);
+    const int16_t gain = gains[at / 2 * kPanel + at % 2];
+    add_group(codes + stage, own, stages, sub_dim, dims, gain, to);
   }
 }
 

@@ -6,10 +6,10 @@
 namespace commvq {
 
 struct KeyPlan : RowPlan {
-  int64_t heads, stages, group, groups;
+  int64_t heads, stages, group, groups, duos;
   const int8_t* words;   // [heads, subs, stages, 256, sub_dim]
   Buffer<int16_t> means; // [heads, width]
-  Buffer<int16_t> gains; // [heads * subs, groups, kPanel]
+  Buffer<uint8_t> gains; // [heads * subs, duos, kPanel]
 
   // `gain` [heads, subs, stages] is every stage's, `mean` [heads, dim]; `step` [kTurn, 2, pairs]
   // are cosines and sines of the pairs that rotate.
@@ -29,9 +29,10 @@ struct KeyPlan : RowPlan {
         stages(stages),
         group(group),
         groups((stages + group - 1) / group),
+        duos((groups + 1) / 2),
         words(words),
         means(heads * width),
-        gains(heads * subs * groups * kPanel) {
+        gains(heads * subs * duos * kPanel) {
     const int64_t dim = subs * sub_dim;
     std::fill(means.data(), means.data() + heads * width, int16_t{0});
     for (int64_t head = 0; head < heads; ++head) {
@@ -40,10 +41,12 @@ struct KeyPlan : RowPlan {
       }
     }
     for (int64_t sub = 0; sub < heads * subs; ++sub, gain += stages) {
-      for (int64_t own = 0; own < groups; ++own) {
-        int16_t* to = gains.data() + (sub * groups + own) * kPanel;
-        std::fill(to, to + kHalf, static_cast<int16_t>(gain[own * group]));
-        std::fill(to + kHalf, to + kPanel, static_cast<int16_t>(gain[own * group] << 8));
+      for (int64_t duo = 0; duo < duos; ++duo) {
+        uint8_t* to = gains.data() + (sub * duos + duo) * kPanel;
+        for (int64_t i = 0; i < kPanel; ++i) {
+          const int64_t stage = (2 * duo + i % 2) * group;
+          to[i] = stage < stages ? gain[stage] : 0;
+        }
       }
     }
   }
@@ -57,8 +60,9 @@ struct KeyPlan : RowPlan {
         stages,
         group,
         groups,
+        duos,
         words + head * subs * stages * 256 * sub_dim,
-        gains.data() + head * subs * groups * kPanel,
+        gains.data() + head * subs * duos * kPanel,
         means.data() + head * width,
         turning.data()};
   }

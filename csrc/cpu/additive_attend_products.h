@@ -1,42 +1,9 @@
 // Attention of many rows of queries at one SIMD level: decoded values, and products of int16 summed
 // in int32. Whole numbers again, so that every level gives the same ones. See additive_attend.h.
 
-typedef int32_t IntsInMemory __attribute__((vector_size(4 * COMMVQ_LANES), aligned(4), may_alias));
-typedef uint32_t Unsigned __attribute__((vector_size(4 * COMMVQ_LANES)));
 typedef int32_t PairInMemory __attribute__((aligned(2), may_alias)); // two int16
 
 constexpr float kWhole = 65000.0f; // what the weights of a row and block add up to at most
-
-COMMVQ_INLINE Ints load_ints(const int32_t* from) {
-  return *reinterpret_cast<const IntsInMemory*>(from);
-}
-
-COMMVQ_INLINE void store_ints(int32_t* to, Ints value) {
-  *reinterpret_cast<IntsInMemory*>(to) = value;
-}
-
-COMMVQ_INLINE Lanes as_floats(Ints x) {
-#if COMMVQ_X86 && COMMVQ_LANES == 16
-  return (Lanes)_mm512_maskz_cvtepi32_ps(0xffff, (__m512i)x);
-#else
-  return __builtin_convertvector(x, Lanes);
-#endif
-}
-
-// Adds both products of the two int16 in each lane.
-COMMVQ_INLINE Ints add_products(Ints sum, Ints a, Ints b) {
-#if COMMVQ_X86 && COMMVQ_LANES == 16
-  return (Ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-#elif COMMVQ_X86 && COMMVQ_LANES == 8
-  return (Ints)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)a, (__m256i)b));
-#elif COMMVQ_X86
-  return (Ints)_mm_add_epi32((__m128i)sum, _mm_madd_epi16((__m128i)a, (__m128i)b));
-#else
-  const Ints low = ((Ints)((Unsigned)a << 16) >> 16) * ((Ints)((Unsigned)b << 16) >> 16);
-  const Ints high = (a >> 16) * (b >> 16);
-  return (Ints)((Unsigned)sum + (Unsigned)low + (Unsigned)high);
-#endif
-}
 
 template <int64_t rows, int64_t vectors>
 struct Products {
@@ -131,16 +98,6 @@ COMMVQ_INLINE Lanes power_of_two(Lanes x) {
   return (Lanes)((Unsigned)sum + ((Unsigned)shifted << 23));
 }
 
-// The nearest whole numbers, of less than 2^22.
-COMMVQ_INLINE Ints rounded(Lanes x) {
-#if COMMVQ_X86 && COMMVQ_LANES == 16
-  return (Ints)_mm512_maskz_cvtps_epi32(0xffff, (__m512)x);
-#else
-  const Lanes magic = broadcast(12582912.0f);
-  return (Ints)(x + magic) - (Ints)magic;
-#endif
-}
-
 constexpr float kLog2E = 1.44269504f;
 
 // The logarithm to base 2 of a token's weight.
@@ -229,7 +186,7 @@ COMMVQ_INLINE void decode_some(
   for (int64_t stage = 0; stage < stages; ++stage) {
     const int8_t* word = words + (stage * 256 + codes[stage]) * dims;
     for (int64_t v = 0; v < vectors; ++v) {
-      sum[v] = sum[v] + broadcast(factors[stage]) * widen(word + v * COMMVQ_LANES);
+      sum[v] = sum[v] + broadcast(factors[stage]) * as_floats(widened(word + v * COMMVQ_LANES));
     }
   }
   for (int64_t v = 0; v < vectors; ++v) {

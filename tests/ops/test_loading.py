@@ -55,6 +55,18 @@ def exact_digest() -> str:
     return found.hexdigest()
 
 
+# Whose keys are scored token by token, or decoded first; whose stages share bytes in ones, twos and
+# fours; whose rows share bins in fours, eights and sixteens.
+ATTENTION = (
+    {"dim": 40},
+    {"dim": 40, "queries": 50},
+    {"dim": 128, "subs": 2, "stages": 8, "rotary": 128},
+    {"dim": 64, "stages": 5, "rotary": 64, "group": 1, "queries": 7},
+    {"dim": 128, "subs": 2, "stages": 7, "group": 4, "queries": 14},
+    {"dim": 64, "stages": 5, "group": 4},
+)
+
+
 def rounded_digest() -> str:
     """Of codes that depend on every rounding on the way."""
     found = hashlib.sha256()
@@ -65,8 +77,8 @@ def rounded_digest() -> str:
         found.update(codes.numpy().tobytes())
         for part in ops.product_estep(*product(tokens, 20), 0.3):
             found.update(part.numpy().tobytes())
-        for queries in (3, 50):
-            arguments = attention(tokens=tokens, dim=40, queries=queries)
+        for case in ATTENTION:
+            arguments = attention(tokens=tokens, **case)
             for part in ops.additive_attend(*arguments, tokens, 3.0):
                 found.update(part.numpy().tobytes())
         found.update(ops.published_encode(*rounds(2, tokens, 20, 3)).numpy().tobytes())
