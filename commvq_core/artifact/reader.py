@@ -75,7 +75,9 @@ def _codec(
     if kind is None:
         raise InputError(f"{where}: codec {entry.get('codec')!r} is not known", "upgrade commvq")
     prefix = tensor_name(layer.index, side, "")
-    own = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+    # Copies begin where a cache line does, which tensors of a file rarely do: attention reads whole
+    # lines of codebooks, and would take up to a tenth longer over two halves.
+    own = {name[len(prefix) :]: t.clone() for name, t in tensors.items() if name.startswith(prefix)}
     try:
         return kind.from_tensors(side_spec(layer, side), entry.get("config", {}), own)
     except ValueError as error:

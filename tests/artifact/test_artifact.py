@@ -80,6 +80,12 @@ def test_an_artifact_is_three_files_and_the_same_bytes_every_time(
     assert [entry.name for entry in tmp_path.iterdir()] == ["again"]
 
 
+def test_codebooks_begin_where_cache_lines_do(folder: Path) -> None:
+    for pair in load_artifact(folder / "artifact").codecs.values():
+        for codec in pair:
+            assert codec.tensors()["codebooks"].data_ptr() % 64 == 0
+
+
 def test_loading_reads_nothing_but_json_and_safetensors(folder: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(folder / "artifact", tmp_path / "copy"))
     (copy / "README.md").unlink()
