@@ -67,15 +67,21 @@ def attend(
         query, layer.keys.shape[1], mask, total - length, scaling=scaling, softcap=softcap
     )
     boundaries = [layer.first_exact(tile.first, tile.length) for tile in tiles]
-    for tile, boundary in zip(tiles, boundaries, strict=True):
-        _add_exact(layer, tile, boundary)
+    plain = sink_logits is None and _is_plain(layer, tiles, boundaries)
+    if not plain:
+        for tile, boundary in zip(tiles, boundaries, strict=True):
+            _add_exact(layer, tile, boundary)
     if not add_undecoded(layer, tiles, boundaries):
         _add_codes(layer, tiles, boundaries)
     if sink_logits is not None:
         for tile in tiles:
             tile.add_logits(sink_logits)
+    if plain:
+        output = _finish(layer, tiles[0])
+    else:
+        output = torch.cat([tile.output() for tile in tiles], dim=1)
     settle(layer, mask, length)
-    return torch.cat([tile.output() for tile in tiles], dim=1).to(query.dtype).contiguous()
+    return output.to(query.dtype).contiguous()
 
 
 def settle(layer: CommVQLayer, mask: Tensor | None, length: int) -> None:
@@ -123,6 +129,31 @@ def _note_padding(layer: CommVQLayer, mask: Tensor | None) -> None:
         # A row that had begun stays where it was, whatever later masks leave out.
         began = torch.where(known < layer.known_length, known, began)
     layer.begin_rows(began, total)
+
+
+def _is_plain(layer: CommVQLayer, tiles: list[Tile], boundaries: list[tuple[int, ...]]) -> bool:
+    """Whether one operator does the exact part: one token on a CPU that sees all of it."""
+    tile, boundary = tiles[0], boundaries[0]
+    assert layer.keys is not None
+    return (
+        len(tiles) == tile.length == 1
+        and tile.mask is None
+        and tile.query.device.type == "cpu"
+        and layer.keys.dtype in (torch.float32, torch.bfloat16)
+        and layer.last_first == 0
+        and layer.exact_start == boundary[0]
+        and layer.sinks <= boundary[0]
+        and boundary[0] > 0
+    )
+
+
+def _finish(layer: CommVQLayer, tile: Tile) -> Tensor:
+    """The output of a tile that `_is_plain` after its codes."""
+    assert layer.keys is not None
+    assert layer.values is not None
+    if layer.sink_keys is not None and layer.sink_values is not None:
+        return tile.finish(layer.keys, layer.values, layer.sink_keys, layer.sink_values)
+    return tile.finish(layer.keys, layer.values, layer.keys[:, :, :0], layer.values[:, :, :0])
 
 
 def _add_exact(layer: CommVQLayer, tile: Tile, boundary: tuple[int, ...]) -> None:

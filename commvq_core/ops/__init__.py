@@ -15,6 +15,7 @@ from torch import Tensor
 from commvq_core.ops import fake as _fake  # noqa: F401  (registers)
 from commvq_core.ops import reference as _reference  # noqa: F401  (registers)
 from commvq_core.ops.checks import check_bits, check_bytes, check_int, check_tensor, check_turns
+from commvq_core.ops.exact import exact_attend
 from commvq_core.ops.load import NativeInfo, load_native
 from commvq_core.ops.published import published_attend, published_encode
 from commvq_core.ops.schema import ATTEND_BLOCK, MAX_QUERIES, packed_width
@@ -26,6 +27,7 @@ __all__ = [
     "additive_attend",
     "additive_encode",
     "encoding_layout",
+    "exact_attend",
     "most_rows",
     "native_available",
     "native_info",

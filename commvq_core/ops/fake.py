@@ -37,6 +37,20 @@ def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
     return x.new_empty((groups, tokens, columns), dtype=torch.uint8)
 
 
+def exact_attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    sink_keys: Tensor,
+    sink_values: Tensor,
+    weighted: Tensor,
+    peak: Tensor,
+    total: Tensor,
+    softcap: float,
+) -> Tensor:
+    return query.new_empty(query.shape)
+
+
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
     return codes.new_empty((*codes.shape[:-1], packed_width(codes.shape[-1], bits)))
 
@@ -83,6 +97,7 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
 for _function in (
     additive_attend,
     additive_encode,
+    exact_attend,
     pack_codes,
     product_estep,
     published_attend,

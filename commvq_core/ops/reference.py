@@ -51,6 +51,30 @@ def additive_attend(
     return _attend(query, query.shape[3], decoded, turns, steps, first, stop, softcap)
 
 
+def exact_attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    sink_keys: Tensor,
+    sink_values: Tensor,
+    weighted: Tensor,
+    peak: Tensor,
+    total: Tensor,
+    softcap: float,
+) -> Tensor:
+    """See `commvq_core.ops.exact_attend`."""
+    keys, values = torch.cat((keys, sink_keys), dim=2), torch.cat((values, sink_values), dim=2)
+    scores = query @ keys.float().transpose(-1, -2)
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    now = torch.cat((scores, peak[..., None]), dim=-1).amax(dim=-1)
+    safe = torch.where(now == -torch.inf, torch.zeros_like(now), now)
+    weights, old = torch.exp(scores - safe[..., None]), torch.exp(peak - safe)
+    total = total * old + weights.sum(dim=-1)
+    weighted = weighted * old[..., None] + weights @ values.float()
+    return weighted / total.clamp_min(1e-30)[..., None]
+
+
 def _attend(
     query: Tensor,
     width: int,
@@ -294,6 +318,7 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
 for _function in (
     additive_attend,
     additive_encode,
+    exact_attend,
     pack_codes,
     product_estep,
     published_attend,

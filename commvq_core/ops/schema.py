@@ -14,6 +14,8 @@ SCHEMAS = (
     "Tensor value_codes, Tensor value_books, Tensor value_scales, Tensor turns, Tensor steps, "
     "Tensor first, int stop, float softcap) -> (Tensor, Tensor, Tensor)",
     "additive_encode(Tensor x, Tensor codebooks, int beam) -> Tensor",
+    "exact_attend(Tensor query, Tensor keys, Tensor values, Tensor sink_keys, Tensor sink_values, "
+    "Tensor weighted, Tensor peak, Tensor total, float softcap) -> Tensor",
     "pack_codes(Tensor codes, int bits) -> Tensor",
     "product_estep(Tensor products, Tensor norms, Tensor table, float temperature, bool squared) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
@@ -24,8 +26,9 @@ SCHEMAS = (
     "unpack_codes(Tensor packed, int bits, int count) -> Tensor",
 )
 OPS = tuple(schema.partition("(")[0] for schema in SCHEMAS)
-# What fitting and the published preset's encoding call: on a GPU the PyTorch reference serves.
-CPU_OPS = ("product_estep", "published_encode")
+# What is called on CPUs alone, or by fitting and the published preset's encoding: on a GPU the
+# PyTorch reference serves.
+CPU_OPS = ("exact_attend", "product_estep", "published_encode")
 
 # Kept for as long as the process lives: dropping it would unregister the operators.
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from commvq_core import ops
 from commvq_core.cache import attention
 from commvq_core.cache.cache import CommVQCache
 from tests.cache.families import build
@@ -31,7 +30,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return watched
 
     for name in ("additive_attend", "published_attend"):
-        monkeypatch.setattr(ops, name, watch(getattr(ops, name)))
+        monkeypatch.setattr(torch.ops.commvq, name, watch(getattr(torch.ops.commvq, name)))
     return seen
 
 
@@ -93,3 +92,39 @@ def test_what_the_operator_cannot_do_is_done_otherwise(calls: list[int]) -> None
             model(input_ids=ids, past_key_values=cache)
             model(input_ids=ids[:, :1], past_key_values=cache)
     assert calls == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sinks", [0, 2])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
+def test_one_operator_ends_a_decoding_step_as_many_do(
+    family: str, sinks: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also soft-capping; learnt sinks and float16 are not for the operator."""
+    model = build(family).to(dtype)
+    codecs = preset_codecs(model, "default")
+    ends: list[int] = []
+    operator = torch.ops.commvq.exact_attend
+
+    def watched(*arguments: Any) -> object:
+        ends.append(arguments[1].shape[2])
+        return operator(*arguments)
+
+    monkeypatch.setattr(torch.ops.commvq, "exact_attend", watched)
+    logits = []
+    for plain in (True, False):
+        if not plain:
+            monkeypatch.setattr(attention, "_is_plain", lambda *_: False)
+        with CommVQCache(model, codecs, window=8, sinks=sinks) as cache, torch.no_grad():
+            model(input_ids=prompt(2, 40), past_key_values=cache)
+            steps = [
+                model(input_ids=prompt(2, 1, at), past_key_values=cache).logits
+                for at in range(40, 80)
+            ]
+        logits.append(torch.cat(steps, dim=1).float())
+        done = family != "gpt-oss" and dtype != torch.float16
+        assert len(ends) == (40 * len(codecs) if done else 0)
+    assert not done or set(ends) == set(range(9, 41))  # the window, and tokens that wait to be encoded
+    # A rounding more or less of a query, which is rounded to 13 bits for the codes, is seen.
+    allowed = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 0.0}[dtype]
+    assert (logits[0] - logits[1]).abs().max() <= allowed * logits[1].abs().max()

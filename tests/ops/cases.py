@@ -82,6 +82,28 @@ def attention(
     return query, *keys, gains, means, group, *values, scales, *turns(tokens, rotary, rows), first
 
 
+def exact(
+    batch: int = 2,
+    heads: int = 2,
+    queries: int = 3,
+    dim: int = 16,
+    tokens: int = 40,
+    sinks: int = 4,
+    spread: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, ...]:
+    """Arguments of ops.exact_attend but the last."""
+    generator = torch.Generator().manual_seed(12)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(batch, heads, *shape, generator=generator)
+
+    query = spread * random(queries, dim) * dim**-0.5
+    parts = [random(count, dim).to(dtype) for count in (tokens, tokens, sinks, sinks)]
+    total = 1 + 30 * random(queries).square()
+    return query, *parts, random(queries, dim) * total[..., None], random(queries), total
+
+
 def turns(tokens: int, rotary: int, rows: int) -> tuple[Tensor, Tensor]:
     """How tokens turn, as attention takes it: at the starts of blocks, and within them."""
     frequencies = 100.0 ** -torch.linspace(0, 1, rotary // 2, dtype=torch.float64)

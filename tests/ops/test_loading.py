@@ -18,7 +18,7 @@ from commvq_core import ops
 from commvq_core.doctor import diagnose
 from commvq_core.ops import load
 from commvq_core.ops.load import load_native
-from tests.ops.cases import attention, gaussian, integers, product, published, rounds
+from tests.ops.cases import attention, exact, gaussian, integers, product, published, rounds
 
 REPOSITORY = Path(__file__).parents[2]
 REPORT = """
@@ -81,6 +81,9 @@ def rounded_digest() -> str:
             arguments = attention(tokens=tokens, **case)
             for part in ops.additive_attend(*arguments, tokens, 3.0):
                 found.update(part.numpy().tobytes())
+        for dtype in (torch.float32, torch.bfloat16):
+            ended = ops.exact_attend(*exact(tokens=tokens, dim=40, dtype=dtype), 3.0)
+            found.update(ended.numpy().tobytes())
         found.update(ops.published_encode(*rounds(2, tokens, 20, 3)).numpy().tobytes())
         for part in ops.published_attend(*published(tokens=tokens, dim=40), tokens, 3.0):
             found.update(part.numpy().tobytes())
@@ -174,6 +177,8 @@ def test_operators_pass_opcheck() -> None:
         (torch.ops.commvq.additive_encode, (x, books, 3)),
         (torch.ops.commvq.additive_encode, (x[:, :0], books, 1)),
         (torch.ops.commvq.additive_encode, (x, ops.encoding_layout(books), 8)),
+        (torch.ops.commvq.exact_attend, (*exact(), 0.0)),
+        (torch.ops.commvq.exact_attend, (*exact(tokens=0, dtype=torch.bfloat16), 2.0)),
         (torch.ops.commvq.pack_codes, (codes, 4)),
         (torch.ops.commvq.pack_codes, (codes, 8)),
         (torch.ops.commvq.unpack_codes, (packed, 4, codes.shape[-1])),
