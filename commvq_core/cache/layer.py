@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _STATE = ("keys", "values", "sink_keys", "sink_values", "first_valid")
 # crop(n) of older releases takes the length to keep.
 _CROP_REMOVES = "tokens_to_remove" in inspect.signature(DynamicLayer.crop).parameters
-ENCODE_BATCH = 16  # steps of one token after which they leave the window together
+ENCODE_BATCH = 32  # steps of one token after which they leave the window together
 
 
 class CommVQLayer(CacheLayerMixin):

@@ -189,18 +189,18 @@ def test_nbytes_counts_every_tensor_and_falls_to_the_codes(model: PreTrainedMode
         assert cache.get_seq_length() == 0
 
 
-def test_tokens_that_come_one_by_one_get_codes_16_at_a_time(model: PreTrainedModel) -> None:
+def test_tokens_that_come_one_by_one_get_codes_32_at_a_time(model: PreTrainedModel) -> None:
     """Until then they stay exact; tokens that come together get theirs at once."""
     seen = []
     with torch.no_grad(), CommVQCache(model, lossy_codecs(model), window=8, sinks=2) as cache:
         model(input_ids=_ids(1, 30), past_key_values=cache)
-        for _ in range(34):
+        for _ in range(66):
             seen.append(cache.layers[0].code_length)
             model(input_ids=_ids(1, 1), past_key_values=cache)
             assert cache.layers[0].keys.shape[2] + cache.layers[0].code_length == 30 + len(seen)
         model(input_ids=_ids(1, 2), past_key_values=cache)
         seen.append(cache.layers[0].code_length)
-    assert seen == [22] * 16 + [38] * 16 + [54] * 2 + [30 + 34 + 2 - 8]
+    assert seen == [22] * 32 + [54] * 32 + [86] * 2 + [30 + 66 + 2 - 8]
 
 
 def test_the_fp16_cache_stores_16_bits(model: PreTrainedModel) -> None:
