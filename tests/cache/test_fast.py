@@ -124,7 +124,8 @@ def test_one_operator_ends_a_decoding_step_as_many_do(
         logits.append(torch.cat(steps, dim=1).float())
         done = family != "gpt-oss" and dtype != torch.float16
         assert len(ends) == (40 * len(codecs) if done else 0)
-    assert not done or set(ends) == set(range(9, 41))  # the window, and tokens that wait to be encoded
+    # The window, and tokens that wait to be encoded.
+    assert not done or set(ends) == set(range(9, 41))
     # A rounding more or less of a query, which is rounded to 13 bits for the codes, is seen.
     allowed = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 0.0}[dtype]
     assert (logits[0] - logits[1]).abs().max() <= allowed * logits[1].abs().max()
