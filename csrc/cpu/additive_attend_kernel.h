@@ -13,11 +13,9 @@ typedef int16_t ShortsInMemory
 // Stores them as the nearest whole numbers; they are within int16's range.
 COMMVQ_INLINE void store_rounded(int16_t* to, Lanes x) {
 #if COMMVQ_X86 && COMMVQ_LANES == 16
-  const __m512i whole = _mm512_maskz_cvtps_epi32(0xffff, (__m512)x);
-  const Shorts shorts = (Shorts)_mm512_maskz_cvtepi32_epi16(0xffff, whole);
+  const Shorts shorts = (Shorts)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)rounded(x));
 #else
-  const Lanes magic = broadcast(12582912.0f); // 1.5 * 2^23: adding it rounds
-  const Shorts shorts = __builtin_convertvector((Ints)(x + magic) - (Ints)magic, Shorts);
+  const Shorts shorts = __builtin_convertvector(rounded(x), Shorts);
 #endif
   *reinterpret_cast<ShortsInMemory*>(to) = shorts;
 }

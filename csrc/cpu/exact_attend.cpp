@@ -51,8 +51,7 @@ Part part_of(const Tensor& x, const Tensor& query, const Tensor& like, const cha
       "exact_attend: ",
       name,
       " must be float32 or bfloat16 [batch, heads, tokens, dim], rows without gaps, as many keys "
-      "as "
-      "values");
+      "as values");
   return {
       static_cast<const char*>(x.const_data_ptr()),
       brief,

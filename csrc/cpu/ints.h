@@ -43,7 +43,7 @@ COMMVQ_INLINE Ints rounded(Lanes x) {
 #if COMMVQ_X86 && COMMVQ_LANES == 16
   return (Ints)_mm512_maskz_cvtps_epi32(0xffff, (__m512)x);
 #else
-  const Lanes magic = broadcast(12582912.0f);
+  const Lanes magic = broadcast(12582912.0f); // 1.5 * 2^23: adding it rounds
   return (Ints)(x + magic) - (Ints)magic;
 #endif
 }
