@@ -135,6 +135,15 @@ class Rotary:
         return cos, sin
 
 
+def query_pairs(query: Tensor, rotary: Rotary) -> Tensor:
+    """Rotated queries [..., head_dim] in model order, as keys without YaRN's factor take them."""
+    pairs = to_pairs(query, rotary_dim=rotary.rotary_dim, layout=rotary.layout)
+    if rotary.scale == 1.0:
+        return pairs
+    turned, rest = pairs.tensor_split((rotary.rotary_dim,), dim=-1)
+    return torch.cat((turned * rotary.scale, rest), dim=-1)
+
+
 def unrotated() -> Rotary:
     """The rotation of a layer without RoPE: vectors stay as they are, in the model's order."""
     return Rotary(rotary_dim=0, layout=LAYOUTS[0], inv_freq=torch.empty(0))

@@ -11,6 +11,7 @@ from commvq_core.bench.shapes import AttentionShape, random_codec
 from commvq_core.cache.fast import add_undecoded
 from commvq_core.cache.layer import CommVQLayer
 from commvq_core.cache.positions import Positions
+from commvq_core.cache.step import attend_step
 from commvq_core.cache.tile import Tile
 from commvq_core.codecs.additive import AdditiveCodec
 from commvq_core.rope import Rotary, from_pairs, rotate_pairs
@@ -46,6 +47,9 @@ class CodedContext:
         with the context, is left out.
         """
         scaling = self.shape.head_dim**-0.5
+        found = attend_step(self.layer, query, None, scaling, 0.0)
+        if found is not None:
+            return found.transpose(1, 2)
         tile = Tile(query, self.shape.kv_heads, self.tokens, None, scaling, None)
         if not add_undecoded(self.layer, [tile], [(self.tokens,)]):
             raise RuntimeError("attention over these codes is not done by the operator")

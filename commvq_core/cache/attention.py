@@ -13,6 +13,7 @@ from torch import Tensor
 
 from commvq_core.cache.fast import add_undecoded
 from commvq_core.cache.layer import ENCODE_BATCH, CommVQLayer
+from commvq_core.cache.step import attend_step
 from commvq_core.cache.tile import Tile
 from commvq_core.rope import rotate_pairs, to_pairs
 
@@ -63,24 +64,35 @@ def attend(
     _note_padding(layer, mask)
     if layer.strict:
         layer.encode_until(total - layer.window)
-    tiles = make_tiles(
-        query, layer.keys.shape[1], mask, total - length, scaling=scaling, softcap=softcap
-    )
+    output = None
+    if sink_logits is None:
+        output = attend_step(layer, query, mask, scaling, softcap or 0.0)
+    if output is None:
+        output = _attend_in_parts(layer, query, mask, scaling, softcap, sink_logits)
+    settle(layer, mask, length)
+    return output
+
+
+def _attend_in_parts(
+    layer: CommVQLayer,
+    query: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sink_logits: Tensor | None,
+) -> Tensor:
+    assert layer.keys is not None
+    first = layer.get_seq_length() - query.shape[2]
+    tiles = make_tiles(query, layer.keys.shape[1], mask, first, scaling=scaling, softcap=softcap)
     boundaries = [layer.first_exact(tile.first, tile.length) for tile in tiles]
-    plain = sink_logits is None and _is_plain(layer, tiles, boundaries)
-    if not plain:
-        for tile, boundary in zip(tiles, boundaries, strict=True):
-            _add_exact(layer, tile, boundary)
+    for tile, boundary in zip(tiles, boundaries, strict=True):
+        _add_exact(layer, tile, boundary)
     if not add_undecoded(layer, tiles, boundaries):
         _add_codes(layer, tiles, boundaries)
     if sink_logits is not None:
         for tile in tiles:
             tile.add_logits(sink_logits)
-    if plain:
-        output = _finish(layer, tiles[0])
-    else:
-        output = torch.cat([tile.output() for tile in tiles], dim=1)
-    settle(layer, mask, length)
+    output = torch.cat([tile.output() for tile in tiles], dim=1)
     return output.to(query.dtype).contiguous()
 
 
@@ -129,31 +141,6 @@ def _note_padding(layer: CommVQLayer, mask: Tensor | None) -> None:
         # A row that had begun stays where it was, whatever later masks leave out.
         began = torch.where(known < layer.known_length, known, began)
     layer.begin_rows(began, total)
-
-
-def _is_plain(layer: CommVQLayer, tiles: list[Tile], boundaries: list[tuple[int, ...]]) -> bool:
-    """Whether one operator does the exact part: one token on a CPU that sees all of it."""
-    tile, boundary = tiles[0], boundaries[0]
-    assert layer.keys is not None
-    return (
-        len(tiles) == tile.length == 1
-        and tile.mask is None
-        and tile.query.device.type == "cpu"
-        and layer.keys.dtype in (torch.float32, torch.bfloat16)
-        and layer.last_first == 0
-        and layer.exact_start == boundary[0]
-        and layer.sinks <= boundary[0]
-        and boundary[0] > 0
-    )
-
-
-def _finish(layer: CommVQLayer, tile: Tile) -> Tensor:
-    """The output of a tile that `_is_plain` after its codes."""
-    assert layer.keys is not None
-    assert layer.values is not None
-    if layer.sink_keys is not None and layer.sink_values is not None:
-        return tile.finish(layer.keys, layer.values, layer.sink_keys, layer.sink_values)
-    return tile.finish(layer.keys, layer.values, layer.keys[:, :, :0], layer.values[:, :, :0])
 
 
 def _add_exact(layer: CommVQLayer, tile: Tile, boundary: tuple[int, ...]) -> None:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from commvq_core.cache.layer import CommVQLayer
 from commvq_core.cache.tile import Tile
-from commvq_core.rope import Rotary, to_pairs
+from commvq_core.codecs.attention import Coded
+from commvq_core.rope import query_pairs
 
 _ROWS = 2048  # of a KV head in one call: bounds the copies of queries and results
 
@@ -38,20 +39,12 @@ def add_undecoded(layer: CommVQLayer, tiles: list[Tile], boundaries: list[tuple[
     turning = layer.positions.turns(layer.rotary, stop, first_valid, settled=layer.all_begun)
     if turning is None:
         return False
+    codes = (layer.key_codes.slice(0, stop), layer.value_codes.slice(0, stop))
+    coded = Coded(*codes, *turning, first_valid + layer.sinks, stop)
     for some in _grouped(tiles, min(most, _ROWS)):
-        queries = [_query(layer.rotary, tile) for tile in some]
-        parts = attention(
-            queries[0] if len(queries) == 1 else torch.cat(queries, dim=2),
-            layer.key_codes.slice(0, stop),
-            layer.value_codes.slice(0, stop),
-            *turning,
-            first_valid + layer.sinks,
-            stop,
-            some[0].softcap or 0.0,
-        )
-        if len(some) == 1:  # as in a decoding step, where every call counts
-            some[0].merge(*parts)
-            continue
+        queries = [query_pairs(tile.query, layer.rotary) for tile in some]
+        query = queries[0] if len(queries) == 1 else torch.cat(queries, dim=2)
+        parts = attention(query, coded, some[0].softcap or 0.0)
         own = [tile.query.shape[2] for tile in some]
         for tile, *part in zip(some, *(part.split(own, dim=2) for part in parts), strict=True):
             tile.merge(*part)
@@ -70,15 +63,6 @@ def _grouped(tiles: list[Tile], most: int) -> list[list[Tile]]:
         groups[-1].append(tile)
         rows += own
     return groups
-
-
-def _query(rotary: Rotary, tile: Tile) -> Tensor:
-    """A tile's queries as the operator takes them."""
-    query = to_pairs(tile.query, rotary_dim=rotary.rotary_dim, layout=rotary.layout)
-    if rotary.scale != 1.0:
-        turned, rest = query.tensor_split((rotary.rotary_dim,), dim=-1)
-        query = torch.cat((turned * rotary.scale, rest), dim=-1)
-    return query
 
 
 def _sees_all(layer: CommVQLayer, tile: Tile, stop: int) -> bool:

@@ -116,28 +116,6 @@ class Tile:
         found = torch.zeros_like(self.query)
         self.merge(found, rows[..., 0], torch.ones_like(found[..., 0]))
 
-    def finish(
-        self, keys: Tensor, values: Tensor, sink_keys: Tensor, sink_values: Tensor
-    ) -> Tensor:
-        """The output [batch, q, heads, head_dim] after two more parts, all of which is seen.
-
-        Both are [batch, kv_heads, n, head_dim], float32 or bfloat16; some part came before.
-        """
-        assert self._sum is not None
-        weighted, peak, total = self._sum
-        rows = torch.ops.commvq.exact_attend(
-            self.query,
-            keys,
-            values,
-            sink_keys,
-            sink_values,
-            weighted,
-            peak[..., 0],
-            total[..., 0],
-            self.softcap or 0.0,
-        )
-        return self._ungrouped(rows)
-
     def output(self) -> Tensor:
         """[batch, q, heads, head_dim]; queries that saw no token at all (padding) get zeros."""
         found = self._sum
@@ -145,10 +123,6 @@ class Tile:
             rows = torch.zeros_like(self.query)
         else:
             rows = found.weighted / found.total.clamp_min(1e-30)
-        return self._ungrouped(rows)
-
-    def _ungrouped(self, rows: Tensor) -> Tensor:
-        """Rows as `query` has them -> [batch, q, heads, head_dim]."""
         batch, kv_heads, _, dim = rows.shape
         return rows.view(batch, kv_heads * self.groups, self.length, dim).transpose(1, 2)
 

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from commvq_core import ops
-from commvq_core.codecs.attention import CodedAttention
+from commvq_core.codecs.attention import Coded, CodedAttention, Exact
 from commvq_core.codecs.base import Codec, FitData, FittedCodec, SideSpec
 from commvq_core.codecs.key_books import KeyBooks
 from commvq_core.codecs.value_books import ValueBooks
 from commvq_core.errors import InputError
 from commvq_core.fit.additive import fit_additive
 from commvq_core.fit.metric import key_transform, value_transform
+from commvq_core.rope import Rotary
 
 # Widths of sub-vectors, in the order tried: wider ones lose less but need more memory for their
 # codebooks and more additions a decoded key (docs/method.md has both measured).
@@ -76,36 +77,61 @@ class AdditiveAttention:
         return ops.most_rows(device)
 
     def __call__(
-        self,
-        query: Tensor,
-        key_codes: Tensor,
-        value_codes: Tensor,
-        turns: Tensor,
-        steps: Tensor,
-        first: Tensor,
-        stop: int,
-        softcap: float,
+        self, query: Tensor, coded: Coded, softcap: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See CodedAttention."""
         # Not by `ops`: its checks, which codecs pass, take 0.1 ms where caches are cold.
         weighted, peak, total = torch.ops.commvq.additive_attend(
             # The factors of decoding are equal within a pair, so they pass through the rotation.
             query * self.keys.inverse[:, None],
-            key_codes,
+            coded.key_codes,
             self.keys.words,
             self.keys.gains,
             self.keys.means,
             self.keys.group,
-            value_codes,
+            coded.value_codes,
             self.values.words,
             self.values.scales,
-            turns,
-            steps,
-            first,
-            stop,
+            coded.turns,
+            coded.steps,
+            coded.first,
+            coded.stop,
             softcap,
         )
         return weighted @ self.values.inverse, peak, total
+
+    def step(
+        self,
+        query: Tensor,
+        scaling: float,
+        rotary: Rotary,
+        coded: Coded,
+        exact: Exact,
+        softcap: float,
+    ) -> Tensor:
+        """See CodedAttention."""
+        return torch.ops.commvq.additive_step(
+            query,
+            scaling,
+            rotary.layout == "interleaved",
+            rotary.scale,
+            self.keys.inverse,
+            coded.key_codes,
+            self.keys.words,
+            self.keys.gains,
+            self.keys.means,
+            self.keys.group,
+            coded.value_codes,
+            self.values.words,
+            self.values.scales,
+            self.values.inverse,
+            coded.turns,
+            coded.steps,
+            coded.first,
+            coded.stop,
+            softcap,
+            *exact,
+        )
 
 
 class AdditiveCodec(FittedCodec):

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from commvq_core import ops
+from commvq_core.codecs.attention import Coded, Exact
 from commvq_core.codecs.neural import NeuralValueCodec
 from commvq_core.ops.published import PANEL
+from commvq_core.rope import Rotary, query_pairs
 
 _LIMIT = 23000.0  # what keys stay within, so that rotated ones still fit int16
 
@@ -56,28 +58,37 @@ class PublishedAttention:
         return ops.MAX_QUERIES
 
     def __call__(
-        self,
-        query: Tensor,
-        key_codes: Tensor,
-        value_codes: Tensor,
-        turns: Tensor,
-        steps: Tensor,
-        first: Tensor,
-        stop: int,
-        softcap: float,
+        self, query: Tensor, coded: Coded, softcap: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """See CodedAttention."""
         # Not by `ops`: its checks, which codecs pass, take 0.1 ms where caches are cold.
         sums, peak, total = torch.ops.commvq.published_attend(
             query * self.keys.unit[:, None],
-            key_codes,
+            coded.key_codes,
             self.keys.words,
-            value_codes,
+            coded.value_codes,
             self.values.groups,
-            turns,
-            steps,
-            first,
-            stop,
+            coded.turns,
+            coded.steps,
+            coded.first,
+            coded.stop,
             softcap,
         )
         return self.values.restored(sums), peak, total
+
+    def step(
+        self,
+        query: Tensor,
+        scaling: float,
+        rotary: Rotary,
+        coded: Coded,
+        exact: Exact,
+        softcap: float,
+    ) -> Tensor:
+        """See CodedAttention."""
+        batch, heads, _, dim = query.shape
+        rows = (query.float() * scaling).reshape(batch, exact.keys.shape[1], -1, dim)
+        behind = coded._replace(first=coded.first + exact.sink_keys.shape[2])
+        parts = self(query_pairs(rows, rotary), behind, softcap)
+        found = torch.ops.commvq.exact_attend(rows, *exact, *parts, softcap)
+        return found.reshape(batch, 1, heads, dim).to(query.dtype)

@@ -14,11 +14,19 @@ from torch import Tensor
 
 from commvq_core.ops import fake as _fake  # noqa: F401  (registers)
 from commvq_core.ops import reference as _reference  # noqa: F401  (registers)
-from commvq_core.ops.checks import check_bits, check_bytes, check_int, check_tensor, check_turns
+from commvq_core.ops.checks import (
+    check_additive,
+    check_bits,
+    check_bytes,
+    check_int,
+    check_tensor,
+    check_turns,
+)
 from commvq_core.ops.exact import exact_attend
 from commvq_core.ops.load import NativeInfo, load_native
 from commvq_core.ops.published import published_attend, published_encode
-from commvq_core.ops.schema import ATTEND_BLOCK, MAX_QUERIES, packed_width
+from commvq_core.ops.schema import ATTEND_BLOCK, MAX_CODEWORDS, MAX_QUERIES, packed_width
+from commvq_core.ops.step import additive_step
 
 __all__ = [
     "ATTEND_BLOCK",
@@ -26,6 +34,7 @@ __all__ = [
     "NativeInfo",
     "additive_attend",
     "additive_encode",
+    "additive_step",
     "encoding_layout",
     "exact_attend",
     "most_rows",
@@ -39,7 +48,6 @@ __all__ = [
     "unpack_codes",
 ]
 
-MAX_CODEWORDS = 256  # a code is one byte
 MAX_PRODUCT = 1024  # codewords of a product codebook
 MANY_QUERIES = 1 << 20  # rows that share a KV head, where kernels are made for a prompt's
 
@@ -121,58 +129,25 @@ def additive_attend(
         TypeError: a tensor of another dtype, `stop` not an int.
         ValueError: shapes that do not fit each other.
     """
-    for name, value in (
-        ("query", query),
-        ("value_scales", value_scales),
-    ):
-        check_tensor(name, value, torch.float32)
-    check_tensor("key_gains", key_gains, torch.uint8)
-    check_tensor("key_means", key_means, torch.int16)
-    check_int("stop", stop)
+    check_tensor("query", query, torch.float32)
     most = most_rows(query.device)
     if query.dim() != 4 or not 1 <= query.shape[2] <= most:
         raise ValueError(
             f"query must be [batch, kv_heads, 1 to {most} queries, head_dim], "
             f"not {list(query.shape)}"
         )
-    batch, heads, _, dim = query.shape
-    for side, codes, books in (
-        ("key", key_codes, key_books),
-        ("value", value_codes, value_books),
-    ):
-        check_tensor(f"{side}_codes", codes, torch.uint8)
-        check_tensor(f"{side}_books", books, torch.int8)
-        fits = (
-            books.dim() == 5
-            and books.shape[0] == heads
-            and books.shape[1] * books.shape[4] == dim
-            and books.shape[3] == MAX_CODEWORDS
-            and codes.dim() == 4
-            and codes.shape[:2] == (batch, heads)
-            and codes.shape[2] >= stop >= 0
-            and codes.shape[3] == books.shape[1] * books.shape[2]
-        )
-        if not fits:
-            raise ValueError(
-                f"{side}_codes {list(codes.shape)} and {side}_books {list(books.shape)} do not fit "
-                f"query {list(query.shape)} and stop {stop}"
-            )
-    if (
-        key_gains.shape != key_books.shape[:3]
-        or list(key_means.shape) != [heads, dim]
-        or key_books.shape[4] % 2
-    ):
-        raise ValueError(
-            f"key_gains {list(key_gains.shape)} and key_means {list(key_means.shape)} do not fit "
-            f"key_books {list(key_books.shape)}"
-        )
-    if key_group not in (1, 2, 4):
-        raise ValueError(f"key_group must be 1, 2 or 4, not {key_group}")
-    if value_scales.shape != value_books.shape[:3]:
-        raise ValueError(
-            f"value_scales {list(value_scales.shape)} do not fit value_books "
-            f"{list(value_books.shape)}"
-        )
+    check_additive(
+        query,
+        key_codes,
+        key_books,
+        key_gains,
+        key_means,
+        key_group,
+        value_codes,
+        value_books,
+        value_scales,
+        stop,
+    )
     check_turns(query, turns, steps, first, stop)
     return torch.ops.commvq.additive_attend(
         query,

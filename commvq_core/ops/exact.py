@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from commvq_core.ops.checks import check_tensor
+from commvq_core.ops.checks import check_exact, check_tensor
 
 
 def exact_attend(
@@ -53,18 +53,7 @@ def exact_attend(
             f"weighted {list(weighted.shape)}, peak {list(peak.shape)} and total "
             f"{list(total.shape)} do not fit query {list(query.shape)}"
         )
-    batch, heads, _, dim = query.shape
-    for names, pair in (
-        ("keys and values", (keys, values)),
-        ("sink_keys and sink_values", (sink_keys, sink_values)),
-    ):
-        for one in pair:
-            if one.dtype not in (torch.float32, torch.bfloat16):
-                raise TypeError(f"{names} must be float32 or bfloat16, not {one.dtype}")
-        shapes = [list(one.shape) for one in pair]
-        tokens = shapes[0][2] if len(shapes[0]) == 4 else -1
-        if shapes != [[batch, heads, tokens, dim]] * 2:
-            raise ValueError(f"{names} {shapes} do not fit query {list(query.shape)}")
+    check_exact(query, keys, values, sink_keys, sink_values)
     return torch.ops.commvq.exact_attend(
         query, keys, values, sink_keys, sink_values, weighted, peak, total, float(softcap)
     )

@@ -37,6 +37,35 @@ def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
     return x.new_empty((groups, tokens, columns), dtype=torch.uint8)
 
 
+def additive_step(
+    query: Tensor,
+    scaling: float,
+    interleaved: bool,
+    turned: float,
+    key_factors: Tensor,
+    key_codes: Tensor,
+    key_books: Tensor,
+    key_gains: Tensor,
+    key_means: Tensor,
+    key_group: int,
+    value_codes: Tensor,
+    value_books: Tensor,
+    value_scales: Tensor,
+    value_inverse: Tensor,
+    turns: Tensor,
+    steps: Tensor,
+    first: Tensor,
+    stop: int,
+    softcap: float,
+    keys: Tensor,
+    values: Tensor,
+    sink_keys: Tensor,
+    sink_values: Tensor,
+) -> Tensor:
+    batch, heads, _, dim = query.shape
+    return query.new_empty((batch, 1, heads, dim))
+
+
 def exact_attend(
     query: Tensor,
     keys: Tensor,
@@ -97,6 +126,7 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
 for _function in (
     additive_attend,
     additive_encode,
+    additive_step,
     exact_attend,
     pack_codes,
     product_estep,

@@ -19,6 +19,7 @@ from commvq_core.ops.published import (
     split_norm,
 )
 from commvq_core.ops.schema import ATTEND_BLOCK, LIBRARY, packed_width
+from commvq_core.rope import to_pairs
 
 # Candidates (float32) held at once: 32 MB. Tokens are taken in chunks of as many as this allows.
 CANDIDATES_AT_ONCE = 1 << 23
@@ -49,6 +50,58 @@ def additive_attend(
         return keys, _decoded(value_codes[:, :, part], value_books, value_scales)
 
     return _attend(query, query.shape[3], decoded, turns, steps, first, stop, softcap)
+
+
+def additive_step(
+    query: Tensor,
+    scaling: float,
+    interleaved: bool,
+    turned: float,
+    key_factors: Tensor,
+    key_codes: Tensor,
+    key_books: Tensor,
+    key_gains: Tensor,
+    key_means: Tensor,
+    key_group: int,
+    value_codes: Tensor,
+    value_books: Tensor,
+    value_scales: Tensor,
+    value_inverse: Tensor,
+    turns: Tensor,
+    steps: Tensor,
+    first: Tensor,
+    stop: int,
+    softcap: float,
+    keys: Tensor,
+    values: Tensor,
+    sink_keys: Tensor,
+    sink_values: Tensor,
+) -> Tensor:
+    """See `commvq_core.ops.additive_step`."""
+    batch, heads, _, dim = query.shape
+    rows = (query.float() * scaling).reshape(batch, keys.shape[1], -1, dim)
+    rotary_dim, layout = 2 * turns.shape[3], "interleaved" if interleaved else "half"
+    pairs = to_pairs(rows, rotary_dim=rotary_dim, layout=layout)
+    pairs = torch.cat((pairs[..., :rotary_dim] * turned, pairs[..., rotary_dim:]), dim=-1)
+    weighted, peak, total = additive_attend(
+        pairs * key_factors[:, None],
+        key_codes,
+        key_books,
+        key_gains,
+        key_means,
+        key_group,
+        value_codes,
+        value_books,
+        value_scales,
+        turns,
+        steps,
+        first + sink_keys.shape[2],
+        stop,
+        softcap,
+    )
+    weighted = weighted @ value_inverse
+    found = exact_attend(rows, keys, values, sink_keys, sink_values, weighted, peak, total, softcap)
+    return found.reshape(batch, 1, heads, dim).to(query.dtype)
 
 
 def exact_attend(
@@ -318,6 +371,7 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
 for _function in (
     additive_attend,
     additive_encode,
+    additive_step,
     exact_attend,
     pack_codes,
     product_estep,

@@ -6,6 +6,7 @@ import torch
 
 NAMESPACE = "commvq"
 MAX_QUERIES = 256  # rows that share a KV head, in attention over codes on any device
+MAX_CODEWORDS = 256  # a code is one byte
 ATTEND_BLOCK = 32  # tokens that share one turn of the query, in attention over codes
 
 SCHEMAS = (
@@ -13,6 +14,11 @@ SCHEMAS = (
     "Tensor key_means, int key_group, "
     "Tensor value_codes, Tensor value_books, Tensor value_scales, Tensor turns, Tensor steps, "
     "Tensor first, int stop, float softcap) -> (Tensor, Tensor, Tensor)",
+    "additive_step(Tensor query, float scaling, bool interleaved, float turned, "
+    "Tensor key_factors, Tensor key_codes, Tensor key_books, Tensor key_gains, Tensor key_means, "
+    "int key_group, Tensor value_codes, Tensor value_books, Tensor value_scales, "
+    "Tensor value_inverse, Tensor turns, Tensor steps, Tensor first, int stop, float softcap, "
+    "Tensor keys, Tensor values, Tensor sink_keys, Tensor sink_values) -> Tensor",
     "additive_encode(Tensor x, Tensor codebooks, int beam) -> Tensor",
     "exact_attend(Tensor query, Tensor keys, Tensor values, Tensor sink_keys, Tensor sink_values, "
     "Tensor weighted, Tensor peak, Tensor total, float softcap) -> Tensor",
@@ -28,7 +34,7 @@ SCHEMAS = (
 OPS = tuple(schema.partition("(")[0] for schema in SCHEMAS)
 # What is called on CPUs alone, or by fitting and the published preset's encoding: on a GPU the
 # PyTorch reference serves.
-CPU_OPS = ("exact_attend", "product_estep", "published_encode")
+CPU_OPS = ("additive_step", "exact_attend", "product_estep", "published_encode")
 
 # Kept for as long as the process lives: dropping it would unregister the operators.
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")

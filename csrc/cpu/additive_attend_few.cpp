@@ -157,10 +157,11 @@ struct FewRows : AttendInputs {
 
 } // namespace
 
-void attend_few(const AttendInputs& in, const Softmaxes& out) {
+void attend_few(const AttendInputs& in, const Softmaxes& out, const Done& done) {
   const FewRows work(in);
   const Cuts cuts = {std::max<int64_t>(in.queries, 1), kJobs, kLeastChunk, work.part};
-  attend_in_jobs(in, cuts, out, [&](const Job& job, const Softmaxes& own) { work.run(job, own); });
+  const auto run = [&](const Job& job, const Softmaxes& own) { work.run(job, own); };
+  attend_in_jobs(in, cuts, out, run, done);
 }
 
 } // namespace commvq

@@ -8,12 +8,13 @@
 #include "cpu/additive_attend.h"
 #include "cpu/additive_attend_plan.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <limits>
+#include <vector>
 
 namespace commvq {
 
@@ -104,10 +105,18 @@ inline void merge_chunks(
   }
 }
 
+// What happens to a row and head ([batch, heads] as one number) when its softmaxes are ready, on
+// the thread that finished the last of them.
+using Done = std::function<void(int64_t unit)>;
+
 // Runs `run(job, softmaxes)` for all of the work and merges what comes out.
 template <class Run>
 void attend_in_jobs(
-    const AttendInputs& in, const Cuts& cuts, const Softmaxes& out, const Run& run) {
+    const AttendInputs& in,
+    const Cuts& cuts,
+    const Softmaxes& out,
+    const Run& run,
+    const Done& done) {
   const int64_t units = in.batch * in.heads, queries = in.queries;
   if (units * queries == 0) {
     return;
@@ -122,6 +131,10 @@ void attend_in_jobs(
   const int64_t kept = chunks == 1 ? 0 : units * chunks * queries;
   const Buffer<float> sums(kept * in.dim), peaks(kept), totals(kept);
   const Softmaxes parts = chunks == 1 ? out : Softmaxes{sums.data(), peaks.data(), totals.data()};
+  std::vector<std::atomic<int64_t>> left(static_cast<size_t>(units)); // jobs of each
+  for (auto& own : left) {
+    own = pieces * chunks;
+  }
   share_out(jobs * chunks, [&](int64_t at) {
     const int64_t chunk = at % chunks, piece = at / chunks % pieces;
     const int64_t unit = at / chunks / pieces, row = unit / in.heads;
@@ -141,13 +154,10 @@ void attend_in_jobs(
       std::fill(own.peaks, own.peaks + count, kNothing);
       std::fill(own.totals, own.totals + count, 0.0f);
     }
-  });
-  if (chunks == 1) {
-    return;
-  }
-  const int64_t grain = 1 + (1 << 16) / (chunks * queries * in.dim);
-  torch::stable::parallel_for(0, units, grain, [&](int64_t from, int64_t to) {
-    for (int64_t unit = from; unit < to; ++unit) {
+    if (--left[static_cast<size_t>(unit)] > 0) {
+      return;
+    }
+    if (chunks > 1) {
       merge_chunks(
           parts.from(unit * chunks * queries, in.dim),
           chunks,
@@ -156,10 +166,14 @@ void attend_in_jobs(
           in.dim,
           out.from(unit * queries, in.dim));
     }
+    done(unit);
   });
 }
 
-void attend_few(const AttendInputs& in, const Softmaxes& out);
-void attend_many(const AttendInputs& in, const Softmaxes& out);
+void attend_few(const AttendInputs& in, const Softmaxes& out, const Done& done);
+void attend_many(const AttendInputs& in, const Softmaxes& out, const Done& done);
+
+// Whichever of both is faster for as many rows.
+void attend_tokens(const AttendInputs& in, const Softmaxes& out, const Done& done);
 
 } // namespace commvq

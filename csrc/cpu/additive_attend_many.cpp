@@ -201,11 +201,12 @@ struct ManyRows {
 
 } // namespace
 
-void attend_many(const AttendInputs& in, const Softmaxes& out) {
-  attend_in_jobs(in, kCuts, out, [&](const Job& job, const Softmaxes& own) {
+void attend_many(const AttendInputs& in, const Softmaxes& out, const Done& done) {
+  const auto run = [&](const Job& job, const Softmaxes& own) {
     const ManyRoom room(job.count, in);
     ManyRows{in, room, job}.run(own);
-  });
+  };
+  attend_in_jobs(in, kCuts, out, run, done);
 }
 
 } // namespace commvq

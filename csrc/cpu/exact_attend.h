@@ -40,4 +40,7 @@ struct ExactAttendKernels {
       float* sums);
 };
 
+// The kernels of the level that simd_level() names.
+const ExactAttendKernels& exact_attend_kernels();
+
 } // namespace commvq

@@ -22,15 +22,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The last token of every call of the presets' operators."""
     seen: list[int] = []
 
-    def watch(operator: Callable[..., object]) -> Callable[..., object]:
+    def watch(operator: Callable[..., object], place: int) -> Callable[..., object]:
         def watched(*arguments: Any) -> object:
-            seen.append(arguments[-2])
+            seen.append(arguments[place])
             return operator(*arguments)
 
         return watched
 
-    for name in ("additive_attend", "published_attend"):
-        monkeypatch.setattr(torch.ops.commvq, name, watch(getattr(torch.ops.commvq, name)))
+    for name, place in (("additive_attend", -2), ("additive_step", -6), ("published_attend", -2)):
+        own = watch(getattr(torch.ops.commvq, name), place)
+        monkeypatch.setattr(torch.ops.commvq, name, own)
     return seen
 
 
@@ -54,6 +55,7 @@ def test_the_operator_gives_what_decoded_blocks_give(
     for fast in (True, False):
         if not fast:
             monkeypatch.setattr(attention, "add_undecoded", lambda *_: False)
+            monkeypatch.setattr(attention, "attend_step", lambda *_: None)
         with CommVQCache(model, codecs, **WINDOW) as cache, torch.no_grad():
             for start, stop in ((0, 60), (60, 61), (61, 62), (62, 66), (66, 206)):
                 new = ids[:, :60] if start == 0 else prompt(2, stop - start, start)
@@ -96,25 +98,40 @@ def test_what_the_operator_cannot_do_is_done_otherwise(calls: list[int]) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("sinks", [0, 2])
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt-oss"])
-def test_one_operator_ends_a_decoding_step_as_many_do(
-    family: str, sinks: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("family", "preset"),
+    [
+        ("llama", "default"),
+        ("llama", "published"),
+        ("llama-yarn", "default"),
+        ("glm4", "default"),
+        ("gemma2", "default"),
+        ("gemma2", "published"),
+        ("gpt-oss", "default"),
+    ],
+)
+def test_a_decoding_step_is_one_operator_and_gives_what_many_do(
+    family: str, preset: str, sinks: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also soft-capping; learnt sinks and float16 are not for the operator."""
+    """Also soft-capping; learnt sinks and float16 are not for the operator.
+
+    With the published preset's codes two operators do it.
+    """
     model = build(family).to(dtype)
-    codecs = preset_codecs(model, "default")
-    ends: list[int] = []
-    operator = torch.ops.commvq.exact_attend
+    codecs = preset_codecs(model, preset)
+    windows: list[int] = []
+    name, place = ("additive_step", -4) if preset == "default" else ("exact_attend", 1)
+    operator = getattr(torch.ops.commvq, name)
 
     def watched(*arguments: Any) -> object:
-        ends.append(arguments[1].shape[2])
+        windows.append(arguments[place].shape[2])
         return operator(*arguments)
 
-    monkeypatch.setattr(torch.ops.commvq, "exact_attend", watched)
+    monkeypatch.setattr(torch.ops.commvq, name, watched)
     logits = []
-    for plain in (True, False):
-        if not plain:
-            monkeypatch.setattr(attention, "_is_plain", lambda *_: False)
+    for fast in (True, False):
+        if not fast:
+            monkeypatch.setattr(attention, "attend_step", lambda *_: None)
         with CommVQCache(model, codecs, window=8, sinks=sinks) as cache, torch.no_grad():
             model(input_ids=prompt(2, 40), past_key_values=cache)
             steps = [
@@ -123,9 +140,9 @@ def test_one_operator_ends_a_decoding_step_as_many_do(
             ]
         logits.append(torch.cat(steps, dim=1).float())
         done = family != "gpt-oss" and dtype != torch.float16
-        assert len(ends) == (40 * len(codecs) if done else 0)
+        assert len(windows) == (40 * len(codecs) if done else 0)
     # The window, and tokens that wait to be encoded.
-    assert not done or set(ends) == set(range(9, 41))
+    assert not done or set(windows) == set(range(9, 41))
     # A rounding more or less of a query, which is rounded to 13 bits for the codes, is seen.
     allowed = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 0.0}[dtype]
     assert (logits[0] - logits[1]).abs().max() <= allowed * logits[1].abs().max()

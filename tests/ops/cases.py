@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from commvq_core.ops import ATTEND_BLOCK, packed_width
+from commvq_core.ops import ATTEND_BLOCK, additive_step, packed_width
 
 
 def gaussian(
@@ -102,6 +103,43 @@ def exact(
     parts = [random(count, dim).to(dtype) for count in (tokens, tokens, sinks, sinks)]
     total = 1 + 30 * random(queries).square()
     return query, *parts, random(queries, dim) * total[..., None], random(queries), total
+
+
+def step(
+    tokens: int = 100,
+    window: int = 40,
+    sinks: int = 4,
+    groups: int = 3,
+    interleaved: bool = False,
+    turned: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    spread: float = 1.0,
+    **shape: Any,
+) -> dict[str, Any]:
+    """Arguments of ops.additive_step by name but `softcap`; `groups` query heads a KV head."""
+    generator = torch.Generator().manual_seed(13)
+    coded = attention(queries=1, tokens=tokens, spread=1.0, **shape)
+    names = "key_codes key_books key_gains key_means key_group value_codes value_books value_scales"
+    found: dict[str, Any] = dict(zip(names.split(), coded[1:9], strict=True))
+    found |= dict(zip(("turns", "steps", "first"), coded[9:], strict=True))
+    batch, heads, _, dim = coded[0].shape
+    # In the space of codes a key's numbers are thousands, and a value's some tens.
+    factors = 0.5 + torch.rand(heads, dim // 2, generator=generator)
+    found["key_factors"] = factors.repeat_interleave(2, dim=1) / 3000
+    shape_of = (heads, dim, dim)
+    found["value_inverse"] = 0.1 * torch.randn(shape_of, generator=generator) * dim**-0.5
+    for name, count in (("keys", window), ("values", window), ("sink_keys", sinks)):
+        found[name] = torch.randn(batch, heads, count, dim, generator=generator).to(dtype)
+    found["sink_values"] = torch.randn(batch, heads, sinks, dim, generator=generator).to(dtype)
+    found["query"] = torch.randn(batch, groups * heads, 1, dim, generator=generator).to(dtype)
+    found |= {"scaling": spread * dim**-0.5, "interleaved": interleaved, "turned": turned}
+    return found | {"stop": tokens}
+
+
+def one_step(softcap: float = 0.0, **case: Any) -> tuple[Any, ...]:
+    """Arguments of ops.additive_step in their order."""
+    given = step(**case) | {"softcap": softcap}
+    return tuple(given[name] for name in inspect.signature(additive_step).parameters)
 
 
 def turns(tokens: int, rotary: int, rows: int) -> tuple[Tensor, Tensor]:

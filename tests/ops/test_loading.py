@@ -18,7 +18,16 @@ from commvq_core import ops
 from commvq_core.doctor import diagnose
 from commvq_core.ops import load
 from commvq_core.ops.load import load_native
-from tests.ops.cases import attention, exact, gaussian, integers, product, published, rounds
+from tests.ops.cases import (
+    attention,
+    exact,
+    gaussian,
+    integers,
+    one_step,
+    product,
+    published,
+    rounds,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 REPORT = """
@@ -84,6 +93,8 @@ def rounded_digest() -> str:
         for dtype in (torch.float32, torch.bfloat16):
             ended = ops.exact_attend(*exact(tokens=tokens, dim=40, dtype=dtype), 3.0)
             found.update(ended.numpy().tobytes())
+            ended = ops.additive_step(*one_step(tokens=tokens, dtype=dtype, dim=40, rotary=30))
+            found.update(ended.view(torch.uint8).numpy().tobytes())
         found.update(ops.published_encode(*rounds(2, tokens, 20, 3)).numpy().tobytes())
         for part in ops.published_attend(*published(tokens=tokens, dim=40), tokens, 3.0):
             found.update(part.numpy().tobytes())
@@ -174,6 +185,8 @@ def test_operators_pass_opcheck() -> None:
         (torch.ops.commvq.additive_attend, (*attention(), 90, 0.0)),
         (torch.ops.commvq.additive_attend, (*attention(rotary=0), 0, 5.0)),
         (torch.ops.commvq.additive_attend, (*attention(queries=40), 100, 0.0)),
+        (torch.ops.commvq.additive_step, one_step()),
+        (torch.ops.commvq.additive_step, one_step(dtype=torch.bfloat16, sinks=0, tokens=5)),
         (torch.ops.commvq.additive_encode, (x, books, 3)),
         (torch.ops.commvq.additive_encode, (x[:, :0], books, 1)),
         (torch.ops.commvq.additive_encode, (x, ops.encoding_layout(books), 8)),
