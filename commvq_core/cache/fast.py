@@ -21,7 +21,7 @@ def add_undecoded(layer: CommVQLayer, tiles: list[Tile], boundaries: list[tuple[
     on, at rising positions.
     """
     rows = sum(tile.query.shape[2] for tile in tiles)
-    attention = layer.key_codec.attention(layer.value_codec, rows)
+    attention = layer.attention(rows)
     if attention is None:
         return False
     stop = boundaries[0][0]

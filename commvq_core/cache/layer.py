@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from commvq_core.cache.store import CodeStore
+from commvq_core.codecs.attention import CodedAttention
 from commvq_core.codecs.base import Codec, require_tensor
 from commvq_core.rope import Rotary, to_pairs, unrotate_pairs
 
@@ -62,6 +63,7 @@ class CommVQLayer(CacheLayerMixin):
         self.positions = positions
         self.window, self.sinks, self.strict = window, sinks, strict
         self.exact_dtype = exact_dtype
+        self._attentions: dict[int, CodedAttention | None] = {}
         self.group = math.lcm(key_codec.group_tokens, value_codec.group_tokens)
         self._empty()
 
@@ -78,6 +80,7 @@ class CommVQLayer(CacheLayerMixin):
         self.sink_values: Tensor | None = None
         self.steps = 0  # of one token each, since tokens were encoded
         self.awaits_attention = False  # updated, and the attention function not yet called
+        self._rooms: dict[str, tuple[Tensor, Tensor]] = {}  # of the window: itself, all of the room
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take batch, dtype and device from the first states."""
@@ -96,6 +99,12 @@ class CommVQLayer(CacheLayerMixin):
     def all_begun(self) -> bool:
         """Whether every row has a slot that is not padding."""
         return self.last_first < self.known_length
+
+    def attention(self, rows: int) -> CodedAttention | None:
+        """What attends over the codes for `rows` rows of queries a KV head, if anything does."""
+        if rows not in self._attentions:
+            self._attentions[rows] = self.key_codec.attention(self.value_codec, rows)
+        return self._attentions[rows]
 
     def begin_rows(self, first_valid: Tensor | None, length: int) -> None:
         """Rows begin at `first_valid` [batch] (None: all at 0), as learnt from `length` slots."""
@@ -122,9 +131,28 @@ class CommVQLayer(CacheLayerMixin):
         assert self.keys is not None
         assert self.values is not None
         self.awaits_attention = True
-        self.keys = torch.cat((self.keys, key_states.to(self.dtype)), dim=2)
-        self.values = torch.cat((self.values, value_states.to(self.dtype)), dim=2)
+        self.keys = self._appended("keys", self.keys, key_states)
+        self.values = self._appended("values", self.values, value_states)
         return self.keys.to(self.model_dtype), self.values.to(self.model_dtype)
+
+    def _appended(self, name: str, old: Tensor, new: Tensor) -> Tensor:
+        """`old` and `new`; single tokens go where there is room for as many as are encoded at once.
+
+        What was given out before stays as it is: room is behind all of it.
+        """
+        length, count = old.shape[2], new.shape[2]
+        window, room = self._rooms.get(name, (None, old))
+        if window is not old or length + count > room.shape[2]:
+            self._rooms.pop(name, None)
+            if count > 1:
+                return torch.cat((old, new.to(old.dtype)), dim=2)
+            capacity = -(-(length + 1) // ENCODE_BATCH) * ENCODE_BATCH
+            room = old.new_empty(*old.shape[:2], capacity, old.shape[3])
+            room[:, :, :length] = old
+        room[:, :, length : length + count] = new
+        window = room[:, :, : length + count]
+        self._rooms[name] = (window, room)
+        return window
 
     def sink_slots(self) -> Tensor:
         """[batch, sinks] slots of the first tokens of each row, padding passed over.
@@ -349,9 +377,10 @@ class CommVQLayer(CacheLayerMixin):
     @property
     def nbytes(self) -> int:
         """Bytes stored for this layer's context: codes, window and sinks."""
-        exact = (self.keys, self.values, self.sink_keys, self.sink_values)
-        return (
-            self.key_codes.nbytes
-            + self.value_codes.nbytes
-            + sum(t.numel() * t.element_size() for t in exact if t is not None)
-        )
+        found = self.key_codes.nbytes + self.value_codes.nbytes
+        for name in ("keys", "values", "sink_keys", "sink_values"):
+            own = getattr(self, name)
+            window, room = self._rooms.get(name, (None, None))
+            held = room if own is not None and window is own else own
+            found += 0 if held is None else held.nbytes
+        return found

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from commvq_core.cache.layer import CommVQLayer
-from commvq_core.codecs.attention import Coded, CodedAttention, Exact
+from commvq_core.codecs.attention import Coded, Exact
+
+_CPU = torch.device("cpu")
+_DTYPES = (torch.float32, torch.bfloat16)
 
 
 def attend_step(
@@ -25,22 +28,21 @@ def attend_step(
     assert keys is not None
     assert values is not None
     plain = query.shape[2] == 1 and mask is None and layer.last_first == 0
-    if not plain or query.device.type != "cpu" or first_valid is None:
+    if not plain or not query.is_cpu or first_valid is None:
         return None
-    dtypes = (torch.float32, torch.bfloat16)
-    if query.dtype not in dtypes or keys.dtype not in dtypes:
+    if query.dtype not in _DTYPES or keys.dtype not in _DTYPES:
         return None
     stop = layer.exact_start
     (boundary,) = layer.first_exact(layer.get_seq_length() - 1, 1)
     if boundary != stop or stop == 0 or layer.sinks > stop:
         return None
-    attention = _attention(layer, query.shape[1] // keys.shape[1])
-    if attention is None:
+    rows = query.shape[1] // keys.shape[1]
+    attention = layer.attention(rows)
+    if attention is None or rows > attention.most_rows(_CPU):
         return None
     turning = layer.positions.turns(layer.rotary, stop, first_valid, settled=layer.all_begun)
     if turning is None:
         return None
-    codes = (layer.key_codes.slice(0, stop), layer.value_codes.slice(0, stop))
     if layer.sink_keys is None or layer.sink_values is None:
         sinks = (keys[:, :, :0], values[:, :, :0])
     else:
@@ -49,14 +51,7 @@ def attend_step(
         query,
         scaling,
         layer.rotary,
-        Coded(*codes, *turning, first_valid, stop),
+        Coded(layer.key_codes.data, layer.value_codes.data, *turning, first_valid, stop),
         Exact(keys, values, *sinks),
         softcap,
     )
-
-
-def _attention(layer: CommVQLayer, rows: int) -> CodedAttention | None:
-    """The operator of a layer's codecs, if it takes that many rows of queries a KV head."""
-    attention = layer.key_codec.attention(layer.value_codec, rows)
-    fits = attention is not None and rows <= attention.most_rows(torch.device("cpu"))
-    return attention if fits else None

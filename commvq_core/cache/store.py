@@ -29,6 +29,12 @@ class CodeStore:
         self._data[:, :, self.length : need] = codes
         self.length = need
 
+    @property
+    def data(self) -> Tensor:
+        """All that is allocated: `length` tokens, and room behind them."""
+        assert self._data is not None
+        return self._data
+
     def slice(self, start: int, stop: int) -> Tensor:
         """Codes of the tokens start..stop, a view."""
         assert self._data is not None

@@ -1,6 +1,7 @@
 // What all operators of attention over codes ask of the arguments that say how tokens turn.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
@@ -41,6 +42,11 @@ inline void check_turns(
       first.scalar_type() == ScalarType::Long && first.dim() == 1 && first.size(0) == batch,
       op,
       ": first must be int64 [batch]");
+}
+
+// torch's own asks the dispatcher even where there is nothing to do.
+inline torch::stable::Tensor without_gaps(const torch::stable::Tensor& x) {
+  return x.is_contiguous() ? x : torch::stable::contiguous(x);
 }
 
 } // namespace commvq

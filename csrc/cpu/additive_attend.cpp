@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor> additive_attend(
       steps,
       first,
       stop);
-  const Tensor q = torch::stable::contiguous(query);
+  const Tensor q = without_gaps(query);
   Tensor sums = torch::stable::new_empty(query, {batch, heads, queries, dim});
   Tensor peaks = torch::stable::new_empty(query, {batch, heads, queries});
   Tensor totals = torch::stable::new_empty(query, {batch, heads, queries});

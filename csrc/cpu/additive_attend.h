@@ -60,13 +60,14 @@ struct Softmax {
 
 struct AttendKernels {
   // Turns rows of queries [rows, width], in panels, back by an angle for each pair, whose cosines
-  // and sines [width / 2] are in the panels' order, and rounds them to int16.
+  // and sines [width / 2] are in the panels' order, and takes a `share` of them.
   void (*turn)(
-      const float* query,
+      const int16_t* query,
       int64_t rows,
       int64_t width,
       const float* cosines,
       const float* sines,
+      float share,
       int16_t* turned);
 
   // Scores `count` <= kTurn tokens, whose codes lie `stride` bytes apart: decodes their keys,
@@ -118,6 +119,9 @@ struct AttendKernels {
 
   // bins[i, r] *= factors[r] for `count` bins.
   void (*lower)(float* bins, int64_t count, int64_t rows, const float* factors);
+
+  // bins[i, r] += factors[r] * other[i, r], the same.
+  void (*add)(float* bins, const float* other, int64_t count, int64_t rows, const float* factors);
 
   // sums[r, d] += scale * (sum over codes of bins[code, r] * words[code, d]) for one stage, rows of
   // sums `width` apart.

@@ -12,10 +12,13 @@ static void collect_some(
   constexpr int64_t most = rows < COMMVQ_LANES ? rows : COMMVQ_LANES;
   using Some = typename Weights<most>::Vector;
   for (int64_t token = 0; token < count; ++token, codes += stride, weights += rows) {
+    uint64_t all = 0; // codes loaded one by one would be as many loads as those of bins
+    __builtin_memcpy(&all, codes, stages);
     for (int64_t row = 0; row < rows; row += most) {
       const Some weight = *reinterpret_cast<const Some*>(weights + row);
+#pragma GCC unroll 8
       for (int64_t stage = 0; stage < stages; ++stage) {
-        int64_t offset = codes[stage] * rows;
+        int64_t offset = static_cast<int64_t>((all >> 8 * stage) & 0xff) * rows;
         __asm__("" : "+r"(offset)); // or the stage is added by an instruction of its own
         *reinterpret_cast<Some*>(bins + offset + stage * 256 * rows + row) += weight;
       }
@@ -74,6 +77,20 @@ static void lower_bins(float* bins, int64_t count, int64_t rows, const float* fa
     for (int64_t part = 0; part < kSumParts; ++part) {
       float* at = bins + i + part * COMMVQ_LANES;
       store(at, load(at) * load(all + part * COMMVQ_LANES));
+    }
+  }
+}
+
+static void add_bins(
+    float* bins, const float* other, int64_t count, int64_t rows, const float* factors) {
+  float all[kSums];
+  for (int64_t i = 0; i < kSums; ++i) {
+    all[i] = factors[i % rows];
+  }
+  for (int64_t i = 0; i < count * rows; i += kSums) {
+    for (int64_t part = 0; part < kSumParts; ++part) {
+      const int64_t at = i + part * COMMVQ_LANES;
+      store(bins + at, load(bins + at) + load(other + at) * load(all + part * COMMVQ_LANES));
     }
   }
 }

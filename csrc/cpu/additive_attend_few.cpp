@@ -2,6 +2,8 @@
 // no value is ever decoded: softmax weights are collected in bins, one for each codeword.
 #include "cpu/additive_attend_jobs.h"
 
+#include <memory>
+
 namespace commvq {
 namespace {
 
@@ -22,42 +24,54 @@ void fetch(const int8_t* from, int64_t bytes) {
 
 // What a job works in.
 struct Room {
-  Buffer<float> scaled, units, scores, angles;
-  Buffer<int16_t> turned, keys;
+  Buffer<float> units, scores, angles;
+  Buffer<int16_t> scaled, turned, keys;
 
   Room(int64_t rows, int64_t width, int64_t part)
-      : scaled(rows * width),
-        units(rows),
+      : units(rows),
         scores(rows * part),
         angles(width),
+        scaled(rows * width),
         turned(rows * width),
         keys(kTurn * width) {
     std::fill(turned.data(), turned.data() + rows * width, int16_t{0});
   }
 };
 
+// Weights of some tokens in bins [tiles, stages, 256, tile], with peaks and totals [padded].
+struct Binned {
+  float *bins, *peaks, *totals;
+};
+
 struct FewRows : AttendInputs {
   // Rows are padded to whole tiles; `tile` rows share their bins.
-  int64_t padded, tile, part, padded_dim;
+  int64_t padded, tile, tiles, part, padded_dim, stages, tile_bins;
 
   explicit FewRows(const AttendInputs& inputs)
       : AttendInputs(inputs), padded_dim((dim + kSums - 1) / kSums * kSums) {
     const int64_t fours = (queries + kQuad - 1) / kQuad * kQuad;
     tile = fours <= 4 ? 4 : fours <= 8 ? 8 : kMostRows;
     padded = (queries + tile - 1) / tile * tile;
+    tiles = padded / tile;
+    stages = values.subs * values.stages;
+    tile_bins = stages * 256 * tile;
     part = std::max(kScores / std::max<int64_t>(padded, 4) / kTurn, int64_t{4}) * kTurn;
   }
+
+  int64_t bins() const { return tiles * tile_bins; }
 
   // scores [tiles, some, tile] of the tokens [at, at + count), `some` >= count.
   void score(
       int64_t row, int64_t head, int64_t at, int64_t count, int64_t some, const Room& room) const {
     const int64_t end = at + count, width = plan.width, half = width / 2;
     const KeyHead keys = plan.of(head);
+    const float share = plan.share();
     for (int64_t token = at; token < end;) {
       const int64_t block = token / kTurn, offset = token % kTurn;
       const int64_t few = std::min(end, (block + 1) * kTurn) - token;
       const float* angles = plan.angles_of(turns_of(row, block), room.angles.data());
-      kernels.turn(room.scaled.data(), queries, width, angles, angles + half, room.turned.data());
+      const int16_t* query = room.scaled.data();
+      kernels.turn(query, queries, width, angles, angles + half, share, room.turned.data());
       kernels.score(
           key_codes.at(row, head, token),
           key_codes.token_stride,
@@ -73,17 +87,14 @@ struct FewRows : AttendInputs {
     }
   }
 
-  // All rows of queries of the job's head.
-  void run(const Job& job, const Softmaxes& out) const {
+  // Weights of the job's tokens into `own`, whose bins are zeros.
+  void collect(const Job& job, const Binned& own) const {
     const int64_t row = job.row, head = job.head, end = job.to;
-    const int64_t tiles = padded / tile;
-    const int64_t stages = values.subs * values.stages, bin_count = stages * 256 * tile;
+    if (job.from >= end) {
+      return;
+    }
     const Room room(padded, plan.width, part);
-    Buffer<float> bins(tiles * bin_count), own_peaks(padded), own_totals(padded), old(padded);
-    Buffer<float> own_sums(padded * padded_dim);
-    std::fill(bins.data(), bins.data() + tiles * bin_count, 0.0f);
-    std::fill(own_peaks.data(), own_peaks.data() + padded, kNothing);
-    std::fill(own_totals.data(), own_totals.data() + padded, 0.0f);
+    Buffer<float> old(tile);
     plan.scale(
         query + (row * heads + head) * queries * dim,
         queries,
@@ -99,50 +110,32 @@ struct FewRows : AttendInputs {
       const int64_t some = (count + 3) / 4 * 4; // times `tile`: whole vectors
       score(row, head, at, count, some, room);
       for (int64_t t = 0; t < tiles; ++t) {
-        float* own = room.scores.data() + t * some * tile;
-        float *peak = own_peaks.data() + t * tile, *total = own_totals.data() + t * tile;
+        float* scores = room.scores.data() + t * some * tile;
+        float *peak = own.peaks + t * tile, *total = own.totals + t * tile;
+        float* bins = own.bins + t * tile_bins;
         if (softcap > 0.0f) {
-          std::fill(own + count * tile, own + some * tile, 0.0f);
-          kernels.cap(own, some * tile, softcap);
+          std::fill(scores + count * tile, scores + some * tile, 0.0f);
+          kernels.cap(scores, some * tile, softcap);
         }
-        std::fill(own + count * tile, own + some * tile, kNothing);
+        std::fill(scores + count * tile, scores + some * tile, kNothing);
         std::copy(peak, peak + tile, old.data());
-        kernels.raise(own, some, tile, peak);
-        lower(old.data(), peak, total, bins.data() + t * bin_count, stages * 256);
-        kernels.soften(own, some, tile, peak, total);
+        kernels.raise(scores, some, tile, peak);
+        lower(old.data(), peak, total, bins);
+        kernels.soften(scores, some, tile, peak, total);
         kernels.collect(
             value_codes.at(row, head, at),
             value_codes.token_stride,
             count,
             stages,
-            own,
+            scores,
             tile,
-            bins.data() + t * bin_count);
+            bins);
       }
-    }
-    std::fill(own_sums.data(), own_sums.data() + padded * padded_dim, 0.0f);
-    const int64_t book = 256 * values.sub_dim;
-    for (int64_t t = 0; t < tiles; ++t) {
-      for (int64_t stage = 0; stage < stages; ++stage) {
-        kernels.spread(
-            bins.data() + t * bin_count + stage * 256 * tile,
-            values.words + (head * stages + stage) * book,
-            values.sub_dim,
-            values.scales[head * stages + stage],
-            tile,
-            padded_dim,
-            own_sums.data() + t * tile * padded_dim + stage / values.stages * values.sub_dim);
-      }
-    }
-    for (int64_t r = 0; r < queries; ++r) {
-      std::copy_n(own_sums.data() + r * padded_dim, dim, out.sums + r * dim);
-      out.peaks[r] = own_peaks[r];
-      out.totals[r] = own_totals[r];
     }
   }
 
   // What was collected below an old peak, as seen from the new one.
-  void lower(const float* old, const float* peak, float* total, float* bins, int64_t count) const {
+  void lower(const float* old, const float* peak, float* total, float* bins) const {
     if (std::equal(old, old + tile, peak)) {
       return;
     }
@@ -151,17 +144,109 @@ struct FewRows : AttendInputs {
       factors[r] = old[r] == peak[r] ? 1.0f : std::exp(old[r] - peak[r]);
       total[r] *= factors[r];
     }
-    kernels.lower(bins, count, tile, factors);
+    kernels.lower(bins, stages * 256, tile, factors);
+  }
+
+  // Adds the weights of later tokens.
+  void add(const Binned& own, const Binned& later) const {
+    for (int64_t t = 0; t < tiles; ++t) {
+      float *peak = own.peaks + t * tile, *total = own.totals + t * tile;
+      const float* other = later.peaks + t * tile;
+      float old[kMostRows], factors[kMostRows];
+      for (int64_t r = 0; r < tile; ++r) {
+        old[r] = peak[r];
+        peak[r] = std::max(peak[r], other[r]);
+        factors[r] = other[r] == kNothing ? 0.0f : std::exp(other[r] - peak[r]);
+      }
+      lower(old, peak, total, own.bins + t * tile_bins);
+      for (int64_t r = 0; r < tile; ++r) {
+        total[r] += later.totals[t * tile + r] * factors[r];
+      }
+      kernels.add(
+          own.bins + t * tile_bins, later.bins + t * tile_bins, stages * 256, tile, factors);
+    }
+  }
+
+  // All weights of a head times its codebooks.
+  void spread(int64_t head, const Binned& own, const Softmaxes& out) const {
+    Buffer<float> sums(padded * padded_dim);
+    std::fill(sums.data(), sums.data() + padded * padded_dim, 0.0f);
+    const int64_t book = 256 * values.sub_dim;
+    fetch(values.words + head * stages * book, stages * book);
+    for (int64_t t = 0; t < tiles; ++t) {
+      for (int64_t stage = 0; stage < stages; ++stage) {
+        kernels.spread(
+            own.bins + t * tile_bins + stage * 256 * tile,
+            values.words + (head * stages + stage) * book,
+            values.sub_dim,
+            values.scales[head * stages + stage],
+            tile,
+            padded_dim,
+            sums.data() + t * tile * padded_dim + stage / values.stages * values.sub_dim);
+      }
+    }
+    for (int64_t r = 0; r < queries; ++r) {
+      std::copy_n(sums.data() + r * padded_dim, dim, out.sums + r * dim);
+      out.peaks[r] = own.peaks[r];
+      out.totals[r] = own.totals[r];
+    }
+  }
+};
+
+// Those of a job.
+struct OwnBins {
+  Buffer<float> bins, peaks, totals;
+  Binned all;
+
+  explicit OwnBins(const FewRows& work)
+      : bins(work.bins()),
+        peaks(work.padded),
+        totals(work.padded),
+        all{bins.data(), peaks.data(), totals.data()} {
+    std::fill(all.bins, all.bins + work.bins(), 0.0f);
+    std::fill(all.peaks, all.peaks + work.padded, kNothing);
+    std::fill(all.totals, all.totals + work.padded, 0.0f);
   }
 };
 
 } // namespace
 
 void attend_few(const AttendInputs& in, const Softmaxes& out, const Done& done) {
+  if (in.queries == 0) {
+    return;
+  }
   const FewRows work(in);
-  const Cuts cuts = {std::max<int64_t>(in.queries, 1), kJobs, kLeastChunk, work.part};
-  const auto run = [&](const Job& job, const Softmaxes& own) { work.run(job, own); };
-  attend_in_jobs(in, cuts, out, run, done);
+  const Split split(in, {in.queries, kJobs, kLeastChunk, work.part});
+  if (split.chunks == 1) {
+    run_jobs(
+        in,
+        split,
+        [&](const Job& job) {
+          const OwnBins own(work);
+          work.collect(job, own.all);
+          work.spread(job.head, own.all, out.from(job.at * in.queries, in.dim));
+        },
+        done);
+    return;
+  }
+  // Chunks keep their bins, so that codebooks are multiplied once a head.
+  std::vector<std::unique_ptr<OwnBins>> kept(static_cast<size_t>(split.jobs()));
+  const auto run = [&](const Job& job) {
+    auto& own = kept[static_cast<size_t>(job.at)];
+    own = std::make_unique<OwnBins>(work);
+    work.collect(job, own->all);
+  };
+  run_jobs(in, split, run, [&](int64_t unit) {
+    auto* own = kept.data() + unit * split.chunks;
+    for (int64_t chunk = 1; chunk < split.chunks; ++chunk) {
+      work.add(own[0]->all, own[chunk]->all);
+    }
+    work.spread(unit % in.heads, own[0]->all, out.from(unit * in.queries, in.dim));
+    for (int64_t chunk = 0; chunk < split.chunks; ++chunk) {
+      own[chunk].reset();
+    }
+    done(unit);
+  });
 }
 
 } // namespace commvq

@@ -62,9 +62,10 @@ struct Softmaxes {
   }
 };
 
-// Rows of queries [begin, begin + count) of one head, over tokens [from, to).
+// Rows of queries [begin, begin + count) of one head, over tokens [from, to): number `at` of all
+// jobs.
 struct Job {
-  int64_t row, head, begin, count, from, to;
+  int64_t at, row, head, begin, count, from, to;
 };
 
 // How work is cut, by its size alone, so that the threads do not change the result.
@@ -75,100 +76,57 @@ struct Cuts {
   int64_t whole; // chunks begin at multiples of it
 };
 
-// Merges `chunks` softmaxes of the same rows, `apart` rows from each other.
-inline void merge_chunks(
-    const Softmaxes& parts,
-    int64_t chunks,
-    int64_t apart,
-    int64_t rows,
-    int64_t dim,
-    const Softmaxes& out) {
-  for (int64_t r = 0; r < rows; ++r) {
-    float peak = kNothing, total = 0.0f, *sums = out.sums + r * dim;
-    std::fill(sums, sums + dim, 0.0f);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      peak = std::max(peak, parts.peaks[chunk * apart + r]);
-    }
-    for (int64_t chunk = 0; chunk < chunks && peak > kNothing; ++chunk) {
-      const int64_t at = chunk * apart + r;
-      if (parts.peaks[at] == kNothing) {
-        continue;
-      }
-      const float weight = std::exp(parts.peaks[at] - peak);
-      total += weight * parts.totals[at];
-      for (int64_t d = 0; d < dim; ++d) {
-        sums[d] += weight * parts.sums[at * dim + d];
-      }
-    }
-    out.peaks[r] = peak;
-    out.totals[r] = total;
-  }
-}
+// Every row and head (a unit: [batch, heads] as one number) in `pieces` of up to `rows` rows of
+// queries, and in chunks of `length` tokens.
+struct Split {
+  int64_t units, pieces, rows, length, chunks;
 
-// What happens to a row and head ([batch, heads] as one number) when its softmaxes are ready, on
-// the thread that finished the last of them.
-using Done = std::function<void(int64_t unit)>;
+  Split(const AttendInputs& in, const Cuts& cuts) : units(in.batch * in.heads) {
+    pieces = std::max<int64_t>((in.queries + cuts.rows - 1) / cuts.rows, 1);
+    rows = (in.queries + pieces - 1) / pieces;
+    const int64_t wanted = (cuts.jobs + units * pieces - 1) / std::max<int64_t>(units * pieces, 1);
+    const int64_t least = std::max((in.stop + wanted - 1) / wanted, cuts.least);
+    length = (least + cuts.whole - 1) / cuts.whole * cuts.whole;
+    chunks = std::max<int64_t>((in.stop + length - 1) / length, 1);
+  }
 
-// Runs `run(job, softmaxes)` for all of the work and merges what comes out.
-template <class Run>
-void attend_in_jobs(
-    const AttendInputs& in,
-    const Cuts& cuts,
-    const Softmaxes& out,
-    const Run& run,
-    const Done& done) {
-  const int64_t units = in.batch * in.heads, queries = in.queries;
-  if (units * queries == 0) {
-    return;
-  }
-  const int64_t pieces = (queries + cuts.rows - 1) / cuts.rows;
-  const int64_t rows = (queries + pieces - 1) / pieces, jobs = units * pieces;
-  const int64_t wanted = (cuts.jobs + jobs - 1) / jobs;
-  const int64_t least = std::max((in.stop + wanted - 1) / wanted, cuts.least);
-  const int64_t length = (least + cuts.whole - 1) / cuts.whole * cuts.whole;
-  const int64_t chunks = std::max<int64_t>((in.stop + length - 1) / length, 1);
-  // A single chunk is written where it belongs.
-  const int64_t kept = chunks == 1 ? 0 : units * chunks * queries;
-  const Buffer<float> sums(kept * in.dim), peaks(kept), totals(kept);
-  const Softmaxes parts = chunks == 1 ? out : Softmaxes{sums.data(), peaks.data(), totals.data()};
-  std::vector<std::atomic<int64_t>> left(static_cast<size_t>(units)); // jobs of each
-  for (auto& own : left) {
-    own = pieces * chunks;
-  }
-  share_out(jobs * chunks, [&](int64_t at) {
-    const int64_t chunk = at % chunks, piece = at / chunks % pieces;
-    const int64_t unit = at / chunks / pieces, row = unit / in.heads;
-    const int64_t begin = piece * rows, count = std::min(rows, queries - begin);
-    const Job job = {
+  int64_t jobs() const { return in_unit() * units; }
+  int64_t in_unit() const { return pieces * chunks; }
+
+  // Jobs of a unit are neighbours, and so are chunks of a piece.
+  Job job(const AttendInputs& in, int64_t at) const {
+    const int64_t unit = at / in_unit(), row = unit / in.heads, chunk = at % chunks;
+    const int64_t begin = at / chunks % pieces * rows;
+    return {
+        at,
         row,
         unit % in.heads,
         begin,
-        count,
+        std::min(rows, in.queries - begin),
         std::max(chunk * length, std::max<int64_t>(in.first[row], 0)),
         std::min(in.stop, (chunk + 1) * length)};
-    const Softmaxes own = parts.from((unit * chunks + chunk) * queries + begin, in.dim);
-    if (job.from < job.to) {
-      run(job, own);
-    } else {
-      std::fill(own.sums, own.sums + count * in.dim, 0.0f);
-      std::fill(own.peaks, own.peaks + count, kNothing);
-      std::fill(own.totals, own.totals + count, 0.0f);
+  }
+};
+
+// Calls run(job) for all jobs, and finish(unit) behind the last of a unit's.
+template <class Run, class Finish>
+void run_jobs(const AttendInputs& in, const Split& split, const Run& run, const Finish& finish) {
+  std::vector<std::atomic<int64_t>> left(static_cast<size_t>(split.units)); // jobs of each
+  for (auto& own : left) {
+    own = split.in_unit();
+  }
+  share_out(split.jobs(), [&](int64_t at) {
+    run(split.job(in, at));
+    const int64_t unit = at / split.in_unit();
+    if (--left[static_cast<size_t>(unit)] == 0) {
+      finish(unit);
     }
-    if (--left[static_cast<size_t>(unit)] > 0) {
-      return;
-    }
-    if (chunks > 1) {
-      merge_chunks(
-          parts.from(unit * chunks * queries, in.dim),
-          chunks,
-          queries,
-          queries,
-          in.dim,
-          out.from(unit * queries, in.dim));
-    }
-    done(unit);
   });
 }
+
+// What happens to a unit when its softmaxes are ready, on the thread that finished the last of
+// them.
+using Done = std::function<void(int64_t unit)>;
 
 void attend_few(const AttendInputs& in, const Softmaxes& out, const Done& done);
 void attend_many(const AttendInputs& in, const Softmaxes& out, const Done& done);

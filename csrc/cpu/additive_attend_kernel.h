@@ -3,6 +3,7 @@
 #include "cpu/additive_attend_keys.h"
 #include "cpu/exponential.h"
 #include "cpu/ints.h"
+#include "cpu/words.h"
 
 constexpr int64_t kSumParts = kSums / COMMVQ_LANES; // vectors that hold the partial sums
 
@@ -21,20 +22,24 @@ COMMVQ_INLINE void store_rounded(int16_t* to, Lanes x) {
 }
 
 static void turn_queries(
-    const float* query,
+    const int16_t* query,
     int64_t rows,
     int64_t width,
     const float* cosines,
     const float* sines,
+    float share,
     int16_t* turned) {
+  const Lanes one = broadcast(32768.0f * share);
   for (int64_t panel = 0; panel < width; panel += kPanel) {
-    for (int64_t i = 0; i < kHalf; i += COMMVQ_LANES) {
-      const Lanes cosine = load(cosines + panel / 2 + i), sine = load(sines + panel / 2 + i);
+    for (int64_t i = 0; i < kHalf; i += kWords) {
+      const float *c = cosines + panel / 2 + i, *s = sines + panel / 2 + i;
+      const Words cosine = words_of(load(c) * one, load(c + COMMVQ_LANES) * one);
+      const Words sine = words_of(load(s) * one, load(s + COMMVQ_LANES) * one);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t at = r * width + panel + i;
-        const Lanes re = load(query + at), im = load(query + at + kHalf);
-        store_rounded(turned + at, re * cosine + im * sine);
-        store_rounded(turned + at + kHalf, im * cosine - re * sine);
+        const Words re = load_words(query + at), im = load_words(query + at + kHalf);
+        store_words(turned + at, scaled(re, cosine) + scaled(im, sine));
+        store_words(turned + at + kHalf, scaled(im, cosine) - scaled(re, sine));
       }
     }
   }
@@ -120,6 +125,7 @@ static const AttendKernels kernels = {
     soften_scores,
     collect_weights,
     lower_bins,
+    add_bins,
     spread_bins,
     decode_keys,
     decode_values,

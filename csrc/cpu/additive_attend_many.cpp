@@ -199,14 +199,64 @@ struct ManyRows {
   }
 };
 
+// Merges `chunks` softmaxes of the same rows, `apart` rows from each other.
+void merge_chunks(
+    const Softmaxes& parts,
+    int64_t chunks,
+    int64_t apart,
+    int64_t rows,
+    int64_t dim,
+    const Softmaxes& out) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float peak = kNothing, total = 0.0f, *sums = out.sums + r * dim;
+    std::fill(sums, sums + dim, 0.0f);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      peak = std::max(peak, parts.peaks[chunk * apart + r]);
+    }
+    for (int64_t chunk = 0; chunk < chunks && peak > kNothing; ++chunk) {
+      const int64_t at = chunk * apart + r;
+      if (parts.peaks[at] == kNothing) {
+        continue;
+      }
+      const float weight = std::exp(parts.peaks[at] - peak);
+      total += weight * parts.totals[at];
+      for (int64_t d = 0; d < dim; ++d) {
+        sums[d] += weight * parts.sums[at * dim + d];
+      }
+    }
+    out.peaks[r] = peak;
+    out.totals[r] = total;
+  }
+}
+
 } // namespace
 
 void attend_many(const AttendInputs& in, const Softmaxes& out, const Done& done) {
-  const auto run = [&](const Job& job, const Softmaxes& own) {
-    const ManyRoom room(job.count, in);
-    ManyRows{in, room, job}.run(own);
+  const Split split(in, kCuts);
+  const int64_t queries = in.queries, chunks = split.chunks;
+  // A single chunk is written where it belongs.
+  const int64_t kept = chunks == 1 ? 0 : split.units * chunks * queries;
+  const Buffer<float> sums(kept * in.dim), peaks(kept), totals(kept);
+  const Softmaxes parts = chunks == 1 ? out : Softmaxes{sums.data(), peaks.data(), totals.data()};
+  const auto run = [&](const Job& job) {
+    const int64_t unit = job.at / split.in_unit(), part = unit * chunks + job.at % chunks;
+    const Softmaxes own = parts.from(part * queries + job.begin, in.dim);
+    if (job.from < job.to) {
+      const ManyRoom room(job.count, in);
+      ManyRows{in, room, job}.run(own);
+    } else {
+      std::fill(own.sums, own.sums + job.count * in.dim, 0.0f);
+      std::fill(own.peaks, own.peaks + job.count, kNothing);
+      std::fill(own.totals, own.totals + job.count, 0.0f);
+    }
   };
-  attend_in_jobs(in, kCuts, out, run, done);
+  run_jobs(in, split, run, [&](int64_t unit) {
+    if (chunks > 1) {
+      const Softmaxes own = parts.from(unit * chunks * queries, in.dim);
+      merge_chunks(own, chunks, queries, queries, in.dim, out.from(unit * queries, in.dim));
+    }
+    done(unit);
+  });
 }
 
 } // namespace commvq

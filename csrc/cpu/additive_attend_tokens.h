@@ -111,15 +111,15 @@ inline CodedTokens coded_tokens(
           value_scales.numel() == heads * value_stages,
       op,
       ": value_scales must be contiguous float32 [heads, subs, stages]");
-  const torch::stable::Tensor own_steps = torch::stable::contiguous(steps);
+  const torch::stable::Tensor own_steps = without_gaps(steps);
   return {
       batch,
       heads,
       dim,
       stop,
-      torch::stable::contiguous(turns),
+      without_gaps(turns),
       own_steps,
-      torch::stable::contiguous(first),
+      without_gaps(first),
       KeyPlan(
           heads,
           key_books.size(1),

@@ -166,7 +166,7 @@ Tensor additive_step(
   const Part own_keys = part("keys", keys, values), own_values = part("values", values, keys);
   const Part sinks = part("sink_keys", sink_keys, sink_values);
   const Part of_sinks = part("sink_values", sink_values, sink_keys);
-  const Tensor q = torch::stable::contiguous(query);
+  const Tensor q = without_gaps(query);
   Tensor output = torch::stable::new_empty(query, {batch, 1, query.size(1), dim});
 
   const Queries queries(units, rows, dim);

@@ -39,17 +39,15 @@ struct RowPlan {
       panels[p] = {p / in_sub, begin, std::min(sub_dim - begin, kPanel)};
       turning[p] = panels[p].sub * sub_dim + begin < 2 * pairs;
     }
-    std::fill(steps.data(), steps.data() + kTurn * width, int16_t{0});
     for (int64_t d = 0; d < dim; ++d) {
       const int64_t within = d % sub_dim, panel = d / sub_dim * in_sub + within / kPanel;
       places[d] = static_cast<int32_t>(panel * kPanel + d % 2 * kHalf + within % kPanel / 2);
     }
-    for (int64_t pair = 0; pair < dim / 2; ++pair) {
-      for (int64_t t = 0; t < kTurn; ++t) {
-        const float* own = step + t * 2 * pairs + pair;
-        int16_t* to = steps.data() + t * width + pair_place(pair);
-        to[0] = fixed(pair < pairs ? own[0] : 1.0f);
-        to[width / 2] = fixed(pair < pairs ? own[pairs] : 0.0f);
+    const Buffer<float> angles(width);
+    for (int64_t t = 0; t < kTurn; ++t) {
+      const float* own = angles_of(step + t * 2 * pairs, angles.data());
+      for (int64_t i = 0; i < width; ++i) {
+        steps[t * width + i] = fixed(own[i]);
       }
     }
   }
@@ -62,8 +60,15 @@ struct RowPlan {
 
   // How long a query in whole numbers may be for its inner products to fit int32.
   double most_query() const {
-    return 2147483647.0 * 0.99 / (kMostKey * std::sqrt(static_cast<double>(subs * sub_dim)));
+    const double longest = kMostKey * std::sqrt(static_cast<double>(subs * sub_dim));
+    return std::min(2147483647.0 * 0.98 / longest, 32700.0);
   }
+
+  // How many times finer a query may be before it turns, a power of two, and still fit int16.
+  double finer() const { return std::exp2(std::floor(std::log2(32767.0 / most_query()))); }
+
+  // What turning takes of it.
+  float share() const { return static_cast<float>(1.0 / finer()); }
 
   // What makes a query [dim] that long; 0 for one of zeros.
   double factor_of(const float* query) const {
@@ -75,18 +80,18 @@ struct RowPlan {
   }
 
   // `count` queries [dim] in panels, as large as their inner products with keys allow, since they
-  // are rounded to whole numbers; a row's unit is what one of its numbers is worth. Rows up to
-  // `padded` are zeros.
-  void scale(const float* from, int64_t count, int64_t padded, float* to, float* units) const {
+  // are rounded to whole numbers, and `finer` times that; a row's unit is what one of its numbers
+  // is worth once it has turned. Rows up to `padded` are zeros.
+  void scale(const float* from, int64_t count, int64_t padded, int16_t* to, float* units) const {
     const int64_t dim = subs * sub_dim;
-    std::fill(to, to + padded * width, 0.0f);
+    std::fill(to, to + padded * width, int16_t{0});
     std::fill(units, units + padded, 0.0f);
     for (int64_t r = 0; r < count; ++r, from += dim, to += width) {
-      const double factor = factor_of(from);
+      const double factor = factor_of(from), fine = factor * finer();
       if (factor > 0.0) {
         units[r] = static_cast<float>(1.0 / factor);
         for (int64_t d = 0; d < dim; ++d) {
-          to[places[d]] = static_cast<float>(from[d] * factor);
+          to[places[d]] = static_cast<int16_t>(std::lrint(from[d] * fine));
         }
       }
     }
@@ -110,7 +115,9 @@ struct RowPlan {
 
   // A cosine or sine in units of 2^-15.
   static int16_t fixed(float x) {
-    return static_cast<int16_t>(std::clamp(std::nearbyint(x * 32768.0f), -32768.0f, 32767.0f));
+    constexpr float kMagic = 12582912.0f; // 1.5 * 2^23: adding it rounds
+    const float whole = x * 32768.0f + kMagic - kMagic;
+    return static_cast<int16_t>(static_cast<int32_t>(whole < 32767.0f ? whole : 32767.0f));
   }
 };
 

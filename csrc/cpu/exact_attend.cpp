@@ -2,6 +2,7 @@
 // they have seen elsewhere: the end of a decoding step over codes that have no operator for all of
 // it.
 #include "cpu/exact_attend.h"
+#include "common/attend_checks.h"
 #include "cpu/exact_attend_rows.h"
 #include "cpu/simd.h"
 
@@ -56,8 +57,8 @@ Tensor exact_attend(
   const Part own_keys = part("keys", keys, values), own_values = part("values", values, keys);
   const Part sinks = part("sink_keys", sink_keys, sink_values);
   const Part of_sinks = part("sink_values", sink_values, sink_keys);
-  const Tensor q = torch::stable::contiguous(query), w = torch::stable::contiguous(weighted);
-  const Tensor p = torch::stable::contiguous(peak), t = torch::stable::contiguous(total);
+  const Tensor q = without_gaps(query), w = without_gaps(weighted);
+  const Tensor p = without_gaps(peak), t = without_gaps(total);
   Tensor output = torch::stable::new_empty(query, {query.size(0), query.size(1), rows, dim});
   const ExactRows work = {
       query.size(1),

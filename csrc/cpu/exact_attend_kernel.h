@@ -78,6 +78,26 @@ static void score_tokens(
   }
 }
 
+// `vectors` neighbouring ones of a row of sums: several, since each waits for its own last
+// addition.
+template <int64_t vectors>
+COMMVQ_INLINE void accumulate_some(
+    const float* weights, const float* values, int64_t count, int64_t width, float* sums) {
+  Lanes sum[vectors];
+  for (int64_t v = 0; v < vectors; ++v) {
+    sum[v] = load(sums + v * COMMVQ_LANES);
+  }
+  for (int64_t token = 0; token < count; ++token, values += width) {
+    const Lanes weight = broadcast(weights[token]);
+    for (int64_t v = 0; v < vectors; ++v) {
+      sum[v] = fused(weight, load(values + v * COMMVQ_LANES), sum[v]);
+    }
+  }
+  for (int64_t v = 0; v < vectors; ++v) {
+    store(sums + v * COMMVQ_LANES, sum[v]);
+  }
+}
+
 static void accumulate_tokens(
     const float* weights,
     int64_t stride,
@@ -86,22 +106,14 @@ static void accumulate_tokens(
     int64_t count,
     int64_t width,
     float* sums) {
+  constexpr int64_t kMany = 4 * COMMVQ_LANES;
   for (int64_t r = 0; r < rows; ++r, weights += stride, sums += width) {
-    for (int64_t d = 0; d < width; d += kSums) {
-      Lanes sum[kSumParts];
-      for (int64_t part = 0; part < kSumParts; ++part) {
-        sum[part] = load(sums + d + part * COMMVQ_LANES);
-      }
-      for (int64_t token = 0; token < count; ++token) {
-        const Lanes weight = broadcast(weights[token]);
-        for (int64_t part = 0; part < kSumParts; ++part) {
-          const Lanes value = load(values + token * width + d + part * COMMVQ_LANES);
-          sum[part] = fused(weight, value, sum[part]);
-        }
-      }
-      for (int64_t part = 0; part < kSumParts; ++part) {
-        store(sums + d + part * COMMVQ_LANES, sum[part]);
-      }
+    int64_t d = 0;
+    for (; d + kMany <= width; d += kMany) {
+      accumulate_some<4>(weights, values + d, count, width, sums + d);
+    }
+    for (; d < width; d += COMMVQ_LANES) {
+      accumulate_some<1>(weights, values + d, count, width, sums + d);
     }
   }
 }

@@ -55,19 +55,19 @@ struct Attend {
 
   // What a job works in.
   struct Room {
-    Buffer<float> scaled, units, angles, fours, weights, norms, bins, factors;
-    Buffer<int16_t> turned, keys;
+    Buffer<float> units, angles, fours, weights, norms, bins, factors;
+    Buffer<int16_t> scaled, turned, keys;
     Buffer<uint8_t> codes, bytes;
 
     explicit Room(const Attend& work)
-        : scaled(work.fours() * work.plan.width),
-          units(work.fours()),
+        : units(work.fours()),
           angles(work.plan.width),
           fours(kTurn * kQuad),
           weights(work.tiles * work.span * kTileRows),
           norms(work.span),
           bins(kByteColumns * kTileRows),
           factors(kTileRows),
+          scaled(work.fours() * work.plan.width),
           turned(work.fours() * work.plan.width),
           keys(kTurn * work.plan.width),
           codes(kTurn * work.code_stride()),
@@ -96,8 +96,9 @@ struct Attend {
       const int64_t block = token / kTurn, offset = token % kTurn;
       const int64_t few = std::min(end, (block + 1) * kTurn) - token;
       const float* angles = plan.angles_of(turning + block * 2 * plan.pairs, room.angles.data());
+      const int16_t* own_query = room.scaled.data();
       kernels.turn(
-          room.scaled.data(), queries, width, angles, angles + width / 2, room.turned.data());
+          own_query, queries, width, angles, angles + width / 2, plan.share(), room.turned.data());
       for (int64_t t = 0; t < few; ++t) {
         unpack_key(
             key_codes.at(row, token + t),
@@ -303,8 +304,8 @@ std::tuple<Tensor, Tensor, Tensor> published_attend(
       "published_attend: key_words must be contiguous int16 [heads, rounds, 64, panels, 2, 32]");
   STD_TORCH_CHECK(groups >= 1, "published_attend: groups must be at least 1");
   const int64_t rounds = key_words.size(1), columns = 2 * groups;
-  const Tensor q = torch::stable::contiguous(query), t = torch::stable::contiguous(turns);
-  const Tensor s = torch::stable::contiguous(steps), f = torch::stable::contiguous(first);
+  const Tensor q = without_gaps(query), t = without_gaps(turns);
+  const Tensor s = without_gaps(steps), f = without_gaps(first);
   const int64_t* starts = f.const_data_ptr<int64_t>();
   const RowPlan plan(1, dim, pairs, s.const_data_ptr<float>());
   const int64_t rows = heads * queries, tiles = (rows + kTileRows - 1) / kTileRows;

@@ -1,38 +1,12 @@
 // The arithmetic of attention over the published preset's codes at one SIMD level; see
 // published_attend.h.
 
-typedef uint16_t Words __attribute__((vector_size(4 * COMMVQ_LANES)));
-typedef uint16_t WordsInMemory
-    __attribute__((vector_size(4 * COMMVQ_LANES), aligned(2), may_alias));
+#include "cpu/exponential.h"
+#include "cpu/ints.h"
+#include "cpu/words.h"
 
-constexpr int64_t kWords = 2 * COMMVQ_LANES;   // of a vector
 constexpr int64_t kHalfParts = kHalf / kWords; // vectors of half a panel
 constexpr int64_t kRowParts = kTileRows / COMMVQ_LANES;
-
-COMMVQ_INLINE Words load_words(const int16_t* from) {
-  return *reinterpret_cast<const WordsInMemory*>(from);
-}
-
-COMMVQ_INLINE void store_words(int16_t* to, Words words) {
-  *reinterpret_cast<WordsInMemory*>(to) = words;
-}
-
-// (a * b + 2^14) >> 15, of signed numbers.
-COMMVQ_INLINE Words scaled(Words a, Words b) {
-#if COMMVQ_X86 && COMMVQ_LANES == 16
-  return (Words)_mm512_mulhrs_epi16((__m512i)a, (__m512i)b);
-#elif COMMVQ_X86 && COMMVQ_LANES == 8
-  return (Words)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b);
-#else
-  Words product;
-  for (int64_t i = 0; i < kWords; ++i) {
-    const int32_t whole =
-        static_cast<int32_t>(static_cast<int16_t>(a[i])) * static_cast<int16_t>(b[i]);
-    product[i] = static_cast<uint16_t>((whole + 0x4000) >> 15);
-  }
-  return product;
-#endif
-}
 
 // `panels` neighbouring panels of one token's key.
 template <int64_t panels>

@@ -229,3 +229,23 @@ def test_a_model_that_ignores_the_attention_interface_is_refused() -> None:
     with oracle(deaf) as cache, pytest.raises(InputError, match="attention interface"):
         deaf(input_ids=_ids(1, 20), past_key_values=cache)
     assert deaf(input_ids=_ids(1, 20)).logits.isfinite().all()
+
+
+def test_a_window_grows_in_place_and_leaves_what_was_given_out_alone(
+    model: PreTrainedModel,
+) -> None:
+    with CommVQCache(model, lossy_codecs(model), window=99) as cache, torch.no_grad():
+        model(input_ids=_ids(1, 40), past_key_values=cache)
+        layer = cache.layers[0]
+        given, rooms = [], set()
+        for at in range(40, 80):
+            model(input_ids=_ids(1, 1, at), past_key_values=cache)
+            given.append((layer.keys, layer.keys.clone()))
+            rooms.add(layer.keys.untyped_storage().data_ptr())
+        assert len(rooms) == 2  # 41 to 64 tokens, 65 to 96
+        for _ in range(2):  # what follows a crop goes elsewhere
+            cache.crop(-6)
+            model(input_ids=_ids(1, 1, 99), past_key_values=cache)
+        assert all(torch.equal(now, then) for now, then in given)
+        held = layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes()
+        assert layer.nbytes == held

@@ -170,6 +170,17 @@ def test_a_code_does_not_depend_on_its_neighbours_nor_on_threads(threads: None) 
             assert torch.equal(torch.cat(codes, dim=1), expected)
 
 
+@pytest.mark.parametrize("groups", [3, 5, 6])
+def test_units_that_are_left_over_are_cut_into_parts_of_tokens(groups: int, threads: None) -> None:
+    for tokens in (1, 2, 31, 33):
+        x, books = gaussian(groups, tokens, 1, 4, 256, 32)
+        torch.set_num_threads(1)
+        expected = ops.additive_encode(x, books, 8)
+        for count in (2, 3, 4):
+            torch.set_num_threads(count)
+            assert torch.equal(ops.additive_encode(x, books, 8), expected)
+
+
 def test_reference_in_small_chunks_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     x, books = integers()
     expected = reference.additive_encode(x, books, 4)
