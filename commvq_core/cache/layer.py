@@ -227,6 +227,7 @@ class CommVQLayer(CacheLayerMixin):
             # Clones, since a slice would keep the whole chunk's memory alive.
             self.keys = self.keys[:, :, extra:].clone()
             self.values = self.values[:, :, extra:].clone()
+            self._rooms.clear()
             self.exact_start = self.code_length
 
     def decode_keys(self, start: int, stop: int) -> Tensor:
@@ -293,10 +294,12 @@ class CommVQLayer(CacheLayerMixin):
         if self.first_valid is not None:
             self.known_length = min(self.known_length, length)
         self.keys, self.values = self.keys[:, :, :kept], self.values[:, :, :kept]
+        self._rooms.clear()
         if length == 0:
             self._empty()
 
     def _each_batch_tensor(self, change: Any) -> None:
+        self._rooms.clear()
         for store in (self.key_codes, self.value_codes):
             store.apply(change)
         for name in _STATE:

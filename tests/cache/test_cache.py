@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 
 import pytest
 import torch
@@ -249,3 +250,26 @@ def test_a_window_grows_in_place_and_leaves_what_was_given_out_alone(
         assert all(torch.equal(now, then) for now, then in given)
         held = layer.keys.untyped_storage().nbytes() + layer.values.untyped_storage().nbytes()
         assert layer.nbytes == held
+
+
+def test_a_window_that_is_left_behind_is_freed(model: PreTrainedModel) -> None:
+    """By encoding, a choice of rows, and a crop."""
+    with CommVQCache(model, lossy_codecs(model), window=8) as cache, torch.no_grad():
+        model(input_ids=_ids(2, 40), past_key_values=cache)
+        layer, freed = cache.layers[0], []
+
+        def step(at: int) -> weakref.ref[torch.Tensor]:
+            model(input_ids=_ids(2, 1, at), past_key_values=cache)
+            return weakref.ref(layer.keys)
+
+        for at in range(31):
+            window = step(at)
+        step(31)  # the 32nd encodes
+        freed.append(window)
+        window = step(32)
+        cache.reorder_cache(torch.tensor([1, 0]))
+        freed.append(window)
+        window = step(33)
+        cache.crop(-1)
+        freed.append(window)
+        assert [ref() for ref in freed] == [None, None, None]
