@@ -47,6 +47,15 @@ def to_pairs(x: Tensor, *, rotary_dim: int, layout: str) -> Tensor:
     return pairs if rotary_dim == x.shape[-1] else torch.cat((pairs, x[..., rotary_dim:]), dim=-1)
 
 
+def query_pairs(query: Tensor, *, rotary_dim: int, layout: str, scale: float) -> Tensor:
+    """Rotated queries [..., head_dim] in model order, as keys without YaRN's `scale` take them."""
+    pairs = to_pairs(query, rotary_dim=rotary_dim, layout=layout)
+    if scale == 1.0:
+        return pairs
+    turned, rest = pairs.tensor_split((rotary_dim,), dim=-1)
+    return torch.cat((turned * scale, rest), dim=-1)
+
+
 def from_pairs(x: Tensor, *, rotary_dim: int, layout: str) -> Tensor:
     """Canonical order -> model order, the inverse of `to_pairs`."""
     if layout == "interleaved" or rotary_dim == 0:
@@ -114,6 +123,10 @@ class Rotary:
     inv_freq: Tensor
     scale: float = 1.0
 
+    def query_pairs(self, query: Tensor) -> Tensor:
+        """Queries [..., head_dim] that this has rotated, as keys without its scale take them."""
+        return query_pairs(query, rotary_dim=self.rotary_dim, layout=self.layout, scale=self.scale)
+
     def same(self, other: Rotary) -> bool:
         """Whether both rotate every vector alike."""
         mine = (self.rotary_dim, self.layout, self.scale)
@@ -133,15 +146,6 @@ class Rotary:
         cos = (angles.cos() * self.scale).to(dtype).float()
         sin = (angles.sin() * self.scale).to(dtype).float()
         return cos, sin
-
-
-def query_pairs(query: Tensor, rotary: Rotary) -> Tensor:
-    """Rotated queries [..., head_dim] in model order, as keys without YaRN's factor take them."""
-    pairs = to_pairs(query, rotary_dim=rotary.rotary_dim, layout=rotary.layout)
-    if rotary.scale == 1.0:
-        return pairs
-    turned, rest = pairs.tensor_split((rotary.rotary_dim,), dim=-1)
-    return torch.cat((turned * rotary.scale, rest), dim=-1)
 
 
 def unrotated() -> Rotary:

@@ -8,7 +8,6 @@ from torch import Tensor
 from commvq_core.cache.layer import CommVQLayer
 from commvq_core.cache.tile import Tile
 from commvq_core.codecs.attention import Coded
-from commvq_core.rope import query_pairs
 
 _ROWS = 2048  # of a KV head in one call: bounds the copies of queries and results
 
@@ -42,7 +41,7 @@ def add_undecoded(layer: CommVQLayer, tiles: list[Tile], boundaries: list[tuple[
     codes = (layer.key_codes.slice(0, stop), layer.value_codes.slice(0, stop))
     coded = Coded(*codes, *turning, first_valid + layer.sinks, stop)
     for some in _grouped(tiles, min(most, _ROWS)):
-        queries = [query_pairs(tile.query, layer.rotary) for tile in some]
+        queries = [layer.rotary.query_pairs(tile.query) for tile in some]
         query = queries[0] if len(queries) == 1 else torch.cat(queries, dim=2)
         parts = attention(query, coded, some[0].softcap or 0.0)
         own = [tile.query.shape[2] for tile in some]

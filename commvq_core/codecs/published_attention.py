@@ -15,7 +15,7 @@ from commvq_core import ops
 from commvq_core.codecs.attention import Coded, Exact
 from commvq_core.codecs.neural import NeuralValueCodec
 from commvq_core.ops.published import PANEL
-from commvq_core.rope import Rotary, query_pairs
+from commvq_core.rope import Rotary
 
 _LIMIT = 23000.0  # what keys stay within, so that rotated ones still fit int16
 
@@ -89,6 +89,6 @@ class PublishedAttention:
         batch, heads, _, dim = query.shape
         rows = (query.float() * scaling).reshape(batch, exact.keys.shape[1], -1, dim)
         behind = coded._replace(first=coded.first + exact.sink_keys.shape[2])
-        parts = self(query_pairs(rows, rotary), behind, softcap)
+        parts = self(rotary.query_pairs(rows), behind, softcap)
         found = torch.ops.commvq.exact_attend(rows, *exact, *parts, softcap)
         return found.reshape(batch, 1, heads, dim).to(query.dtype)

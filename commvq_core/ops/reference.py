@@ -19,7 +19,7 @@ from commvq_core.ops.published import (
     split_norm,
 )
 from commvq_core.ops.schema import ATTEND_BLOCK, LIBRARY, packed_width
-from commvq_core.rope import to_pairs
+from commvq_core.rope import query_pairs
 
 # Candidates (float32) held at once: 32 MB. Tokens are taken in chunks of as many as this allows.
 CANDIDATES_AT_ONCE = 1 << 23
@@ -81,8 +81,7 @@ def additive_step(
     batch, heads, _, dim = query.shape
     rows = (query.float() * scaling).reshape(batch, keys.shape[1], -1, dim)
     rotary_dim, layout = 2 * turns.shape[3], "interleaved" if interleaved else "half"
-    pairs = to_pairs(rows, rotary_dim=rotary_dim, layout=layout)
-    pairs = torch.cat((pairs[..., :rotary_dim] * turned, pairs[..., rotary_dim:]), dim=-1)
+    pairs = query_pairs(rows, rotary_dim=rotary_dim, layout=layout, scale=turned)
     weighted, peak, total = additive_attend(
         pairs * key_factors[:, None],
         key_codes,

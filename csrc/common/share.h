@@ -53,9 +53,8 @@ void share_out(int64_t count, const Work& work) {
   for (int64_t i = 0; i < threads; ++i) {
     stretches[static_cast<size_t>(i)].set(count * i / threads, count * (i + 1) / threads);
   }
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t from, int64_t to) {
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t from, int64_t) {
     // A thread that has several places begins at the first: the rest are others' to it.
-    static_cast<void>(to);
     for (int64_t offset = 0; offset < threads; ++offset) {
       Stretch& stretch = stretches[static_cast<size_t>((from + offset) % threads)];
       for (int64_t i = stretch.take(offset == 0); i != Stretch::kNone;

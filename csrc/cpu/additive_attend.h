@@ -21,6 +21,10 @@ constexpr int64_t kTile = 32;
 constexpr int64_t kBlock = 256; // tokens decoded at once
 constexpr int64_t kDims = 8;    // dims of decoded values are padded to a multiple of it
 
+inline int64_t rounded_up(int64_t count, int64_t step) {
+  return (count + step - 1) / step * step;
+}
+
 // Dims [begin, begin + count) of sub-vector `sub`.
 struct Panel {
   int64_t sub, begin, count;

@@ -48,10 +48,10 @@ struct FewRows : AttendInputs {
   int64_t padded, tile, tiles, part, padded_dim, stages, tile_bins;
 
   explicit FewRows(const AttendInputs& inputs)
-      : AttendInputs(inputs), padded_dim((dim + kSums - 1) / kSums * kSums) {
-    const int64_t fours = (queries + kQuad - 1) / kQuad * kQuad;
+      : AttendInputs(inputs), padded_dim(rounded_up(dim, kSums)) {
+    const int64_t fours = rounded_up(queries, kQuad);
     tile = fours <= 4 ? 4 : fours <= 8 ? 8 : kMostRows;
-    padded = (queries + tile - 1) / tile * tile;
+    padded = rounded_up(queries, tile);
     tiles = padded / tile;
     stages = values.subs * values.stages;
     tile_bins = stages * 256 * tile;
@@ -79,7 +79,7 @@ struct FewRows : AttendInputs {
           keys,
           plan.steps.data() + offset * width,
           room.turned.data(),
-          (queries + kQuad - 1) / kQuad * kQuad,
+          rounded_up(queries, kQuad),
           room.units.data(),
           room.keys.data(),
           {room.scores.data() + (token - at) * tile, some, tile});
@@ -217,18 +217,6 @@ void attend_few(const AttendInputs& in, const Softmaxes& out, const Done& done) 
   }
   const FewRows work(in);
   const Split split(in, {in.queries, kJobs, kLeastChunk, work.part});
-  if (split.chunks == 1) {
-    run_jobs(
-        in,
-        split,
-        [&](const Job& job) {
-          const OwnBins own(work);
-          work.collect(job, own.all);
-          work.spread(job.head, own.all, out.from(job.at * in.queries, in.dim));
-        },
-        done);
-    return;
-  }
   // Chunks keep their bins, so that codebooks are multiplied once a head.
   std::vector<std::unique_ptr<OwnBins>> kept(static_cast<size_t>(split.jobs()));
   const auto run = [&](const Job& job) {

@@ -86,7 +86,7 @@ struct Split {
     rows = (in.queries + pieces - 1) / pieces;
     const int64_t wanted = (cuts.jobs + units * pieces - 1) / std::max<int64_t>(units * pieces, 1);
     const int64_t least = std::max((in.stop + wanted - 1) / wanted, cuts.least);
-    length = (least + cuts.whole - 1) / cuts.whole * cuts.whole;
+    length = rounded_up(least, cuts.whole);
     chunks = std::max<int64_t>((in.stop + length - 1) / length, 1);
   }
 

@@ -11,10 +11,6 @@ constexpr Cuts kCuts = {1024, 32, 2048, kBlock};
 constexpr float kMostValue = 32000.0f; // times what weights add up to, still within int32
 constexpr float kLogarithmOfTwo = 0.693147181f;
 
-int64_t rounded_up(int64_t count, int64_t step) {
-  return (count + step - 1) / step * step;
-}
-
 // Two neighbours as one number.
 int32_t both(int16_t low, int16_t high) {
   const auto above = static_cast<uint32_t>(static_cast<uint16_t>(high)) << 16;
@@ -199,22 +195,17 @@ struct ManyRows {
   }
 };
 
-// Merges `chunks` softmaxes of the same rows, `apart` rows from each other.
+// Merges `chunks` softmaxes of the same `rows`, one behind the other.
 void merge_chunks(
-    const Softmaxes& parts,
-    int64_t chunks,
-    int64_t apart,
-    int64_t rows,
-    int64_t dim,
-    const Softmaxes& out) {
+    const Softmaxes& parts, int64_t chunks, int64_t rows, int64_t dim, const Softmaxes& out) {
   for (int64_t r = 0; r < rows; ++r) {
     float peak = kNothing, total = 0.0f, *sums = out.sums + r * dim;
     std::fill(sums, sums + dim, 0.0f);
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      peak = std::max(peak, parts.peaks[chunk * apart + r]);
+      peak = std::max(peak, parts.peaks[chunk * rows + r]);
     }
     for (int64_t chunk = 0; chunk < chunks && peak > kNothing; ++chunk) {
-      const int64_t at = chunk * apart + r;
+      const int64_t at = chunk * rows + r;
       if (parts.peaks[at] == kNothing) {
         continue;
       }
@@ -253,7 +244,7 @@ void attend_many(const AttendInputs& in, const Softmaxes& out, const Done& done)
   run_jobs(in, split, run, [&](int64_t unit) {
     if (chunks > 1) {
       const Softmaxes own = parts.from(unit * chunks * queries, in.dim);
-      merge_chunks(own, chunks, queries, queries, in.dim, out.from(unit * queries, in.dim));
+      merge_chunks(own, chunks, queries, in.dim, out.from(unit * queries, in.dim));
     }
     done(unit);
   });

@@ -15,7 +15,7 @@ namespace commvq {
 
 struct CodedTokens {
   int64_t batch, heads, dim, stop;
-  torch::stable::Tensor turns, steps, first;
+  torch::stable::Tensor turns, first;
   KeyPlan plan;
   Codes key_codes, value_codes;
   Values values;
@@ -118,7 +118,6 @@ inline CodedTokens coded_tokens(
       dim,
       stop,
       without_gaps(turns),
-      own_steps,
       without_gaps(first),
       KeyPlan(
           heads,

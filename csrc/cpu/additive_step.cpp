@@ -1,5 +1,5 @@
 // Attention of one new token over a whole cache: codes, window and sinks, in one call instead of
-// some fifty of PyTorch's, each of which waits for its own code where a model's weights have just
+// some twenty of PyTorch's, each of which waits for its own code where a model's weights have just
 // passed through all caches.
 #include "cpu/additive_attend_tokens.h"
 #include "cpu/exact_attend_rows.h"
@@ -28,51 +28,28 @@ uint16_t brief(float x) {
   return static_cast<uint16_t>(x == x ? rounded : 0x7fc0);
 }
 
-// The new token's queries [batch, heads, rows, dim] of each KV head, in float32: as exact keys take
-// them, and as codes do.
-struct Queries {
-  int64_t rows, dim;
-  Buffer<float> own, coded;
-
-  Queries(int64_t units, int64_t rows, int64_t dim)
-      : rows(rows), dim(dim), own(units * rows * dim), coded(units * rows * dim) {}
-
-  // `count` rows of a unit: scaled; then pairs as neighbours, `pairs` of which rotate and count
-  // `turned` times, and each dim its factor [dim].
-  void fill(
-      int64_t unit,
-      const void* from,
-      bool is_brief,
-      float scaling,
-      bool interleaved,
-      int64_t pairs,
-      float turned,
-      const float* factors) const {
-    float *to = own.data() + unit * rows * dim, *also = coded.data() + unit * rows * dim;
-    const auto* floats = static_cast<const float*>(from) + unit * rows * dim;
-    const auto* briefs = static_cast<const uint16_t*>(from) + unit * rows * dim;
-    for (int64_t i = 0; i < rows * dim; ++i) {
-      float x = 0.0f;
-      if (is_brief) {
-        const uint32_t bits = static_cast<uint32_t>(briefs[i]) << 16;
-        std::memcpy(&x, &bits, sizeof(x));
-      } else {
-        x = floats[i];
-      }
-      to[i] = x * scaling;
+// Scaled queries [rows, dim] of a KV head as its codes take them: pairs as neighbours, `pairs` of
+// which rotate and count `turned` times, and each dim its factor [dim].
+void pair_queries(
+    const float* from,
+    int64_t rows,
+    int64_t dim,
+    bool interleaved,
+    int64_t pairs,
+    float turned,
+    const float* factors,
+    float* to) {
+  const int64_t rotary = 2 * pairs;
+  for (int64_t r = 0; r < rows; ++r, from += dim, to += dim) {
+    for (int64_t d = 0; d < rotary; ++d) {
+      const int64_t at = interleaved ? d : d % 2 * pairs + d / 2;
+      to[d] = from[at] * turned * factors[d];
     }
-    const int64_t rotary = 2 * pairs;
-    for (int64_t r = 0; r < rows; ++r, to += dim, also += dim) {
-      for (int64_t d = 0; d < rotary; ++d) {
-        const int64_t at = interleaved ? d : d % 2 * pairs + d / 2;
-        also[d] = to[at] * turned * factors[d];
-      }
-      for (int64_t d = rotary; d < dim; ++d) {
-        also[d] = to[d] * factors[d];
-      }
+    for (int64_t d = rotary; d < dim; ++d) {
+      to[d] = from[d] * factors[d];
     }
   }
-};
+}
 
 // What is done for a row and head when its codes have been seen.
 struct End {
@@ -169,33 +146,39 @@ Tensor additive_step(
   const Tensor q = without_gaps(query);
   Tensor output = torch::stable::new_empty(query, {batch, 1, query.size(1), dim});
 
-  const Queries queries(units, rows, dim);
+  // One row, for the kernel that widens it.
+  const int64_t numbers = units * rows * dim, padded = rounded_up(numbers, kSums);
+  const Buffer<float> queries(padded), coded(numbers);
+  exact_attend_kernels().load(
+      q.const_data_ptr(), is_brief, numbers, 1, numbers, padded, queries.data());
+  for (int64_t i = 0; i < numbers; ++i) {
+    queries[i] *= static_cast<float>(scaling);
+  }
   for (int64_t unit = 0; unit < units; ++unit) {
-    queries.fill(
-        unit,
-        q.const_data_ptr(),
-        is_brief,
-        static_cast<float>(scaling),
+    pair_queries(
+        queries.data() + unit * rows * dim,
+        rows,
+        dim,
         interleaved,
         turns.size(3),
         static_cast<float>(turned),
-        key_factors.const_data_ptr<float>() + unit % heads * dim);
+        key_factors.const_data_ptr<float>() + unit % heads * dim,
+        coded.data() + unit * rows * dim);
   }
   const Buffer<int64_t> begin(batch);
   for (int64_t row = 0; row < batch; ++row) {
     begin[row] = tokens.first.const_data_ptr<int64_t>()[row] + sinks.tokens;
   }
-  AttendInputs inputs = tokens.seen_by(queries.coded.data(), rows, static_cast<float>(softcap));
+  AttendInputs inputs = tokens.seen_by(coded.data(), rows, static_cast<float>(softcap));
   inputs.first = begin.data();
 
-  const int64_t size = units * rows;
-  const Buffer<float> sums(size * dim), weighted(size * dim), peaks(size), totals(size);
-  const Buffer<float> floats(is_brief ? size * dim : 0);
+  const Buffer<float> sums(numbers), weighted(numbers), peaks(units * rows), totals(units * rows);
+  const Buffer<float> floats(is_brief ? numbers : 0);
   const ExactRows exact = {
       heads,
       rows,
       dim,
-      queries.own.data(),
+      queries.data(),
       weighted.data(),
       peaks.data(),
       totals.data(),

@@ -84,10 +84,11 @@ struct RowPlan {
   // is worth once it has turned. Rows up to `padded` are zeros.
   void scale(const float* from, int64_t count, int64_t padded, int16_t* to, float* units) const {
     const int64_t dim = subs * sub_dim;
+    const double finest = finer();
     std::fill(to, to + padded * width, int16_t{0});
     std::fill(units, units + padded, 0.0f);
     for (int64_t r = 0; r < count; ++r, from += dim, to += width) {
-      const double factor = factor_of(from), fine = factor * finer();
+      const double factor = factor_of(from), fine = factor * finest;
       if (factor > 0.0) {
         units[r] = static_cast<float>(1.0 / factor);
         for (int64_t d = 0; d < dim; ++d) {

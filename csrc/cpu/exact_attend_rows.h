@@ -70,11 +70,9 @@ struct ExactRows {
   float* output;
   int64_t tokens = keys[0].tokens + keys[1].tokens;
   // Dims and tokens, padded to whole vectors.
-  int64_t width = padded_to_sums(dim), padded = padded_to_sums(std::max<int64_t>(tokens, 1));
+  int64_t width = rounded_up(dim, kSums), padded = rounded_up(std::max<int64_t>(tokens, 1), kSums);
   const ExactAttendKernels& kernels = exact_attend_kernels();
   const AttendKernels& softmax = attend_kernels();
-
-  static int64_t padded_to_sums(int64_t count) { return (count + kSums - 1) / kSums * kSums; }
 
   // Multiply-adds of a row and head.
   int64_t work() const { return 2 * rows * dim * tokens; }
