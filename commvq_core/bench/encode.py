@@ -114,14 +114,11 @@ def _rows(
     for side in SIDES:
         codec, vectors = _inputs(shape, bits, tokens, side, device, config.seed)
         x = codec.transformed(vectors[0]).contiguous()
-        laid_out = ops.encoding_layout(codec.books.codebooks)
-        beam = codec.config()["beam"]
-        calls["op", side] = partial(ops.additive_encode, x, laid_out, beam)
+        codebooks, beam = codec.books.codebooks, codec.config()["beam"]
+        calls["op", side] = partial(ops.additive_encode, x, codebooks, beam)
         calls["codec", side] = partial(codec.encode, vectors)
         if tokens <= _MOST_PYTORCH:
-            calls["pytorch", side] = partial(
-                reference.additive_encode, x, codec.books.codebooks, beam
-            )
+            calls["pytorch", side] = partial(reference.additive_encode, x, codebooks, beam)
     named = {"/".join(key): [call] for key, call in calls.items()}
     times = interleaved(named, device, seconds=config.seconds, least=3)
     rows = []

@@ -44,7 +44,7 @@ class KeyBooks:
         """The codewords in the space of the metric, float32, shaped as `words`; made anew."""
         heads, subs, _, _, sub_dim = self.words.shape
         spread = self.spread.view(heads, subs, 1, 1, sub_dim)
-        return self.words * self.gains[..., None, None].float() * spread
+        return self.words * (self.gains[..., None, None].float() * spread)
 
     @property
     def held(self) -> tuple[Tensor, ...]:

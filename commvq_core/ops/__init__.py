@@ -35,7 +35,6 @@ __all__ = [
     "additive_attend",
     "additive_encode",
     "additive_step",
-    "encoding_layout",
     "exact_attend",
     "most_rows",
     "native_available",
@@ -173,12 +172,14 @@ def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
     Every sub-vector of every group is encoded on its own. Stage by stage, the `beam` partial sums
     nearest to it are kept (1 is greedy residual quantization); the nearest full sum wins. Of
     equally near ones the earlier wins: first by the beam it extends, then by its codeword. A
-    sub-vector that holds a NaN or an infinity gets codes that are valid but mean nothing.
+    sub-vector that holds a NaN or an infinity, or is longer than 1e19, gets codes that are valid
+    but mean nothing. The CPU kernel rounds vectors and codewords to int16, by their lengths: of
+    two sums that are nearly equally near, it may take the other.
 
     Args:
         x: float32 [groups, tokens, subs * sub_dim].
         codebooks: float32 [groups, subs, stages, codewords, sub_dim], at most 256 codewords, on the
-            device of `x`. `encoding_layout` makes repeated small calls faster.
+            device of `x`.
         beam: partial sums kept, at least 1.
 
     Returns:
@@ -206,23 +207,6 @@ def additive_encode(x: Tensor, codebooks: Tensor, beam: int) -> Tensor:
     if beam < 1:
         raise ValueError(f"beam must be at least 1, not {beam}")
     return torch.ops.commvq.additive_encode(x, codebooks, beam)
-
-
-def encoding_layout(codebooks: Tensor) -> Tensor:
-    """The same codebooks, laid out in memory as the native kernel reads them.
-
-    Encoding gives the same codes either way. A call with few tokens is otherwise mostly spent on
-    rearranging, so whoever encodes with fixed codebooks keeps them like this.
-
-    Args:
-        codebooks: float32 [groups, subs, stages, codewords, sub_dim].
-
-    Returns:
-        A tensor equal to it whose codewords are contiguous along the codeword axis.
-    """
-    check_tensor("codebooks", codebooks, torch.float32)
-    _check_codebooks(codebooks)
-    return codebooks.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

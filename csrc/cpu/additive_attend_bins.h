@@ -6,14 +6,25 @@ struct Weights {
   typedef float Vector __attribute__((vector_size(4 * count), aligned(4), may_alias));
 };
 
+// Some codes as one number, the first one lowest: loaded one by one they would be as many loads as
+// those of bins. (Three copied into a number would be read back before they are written.)
+template <int64_t count>
+COMMVQ_INLINE uint64_t some_codes(const uint8_t* from) {
+  if constexpr (count == 3) {
+    return some_codes<2>(from) | static_cast<uint64_t>(from[2]) << 16;
+  }
+  uint64_t codes = 0;
+  __builtin_memcpy(&codes, from, count);
+  return codes;
+}
+
 template <int64_t stages, int64_t rows>
 static void collect_some(
     const uint8_t* codes, int64_t stride, int64_t count, const float* weights, float* bins) {
   constexpr int64_t most = rows < COMMVQ_LANES ? rows : COMMVQ_LANES;
   using Some = typename Weights<most>::Vector;
   for (int64_t token = 0; token < count; ++token, codes += stride, weights += rows) {
-    uint64_t all = 0; // codes loaded one by one would be as many loads as those of bins
-    __builtin_memcpy(&all, codes, stages);
+    const uint64_t all = some_codes<stages>(codes);
     for (int64_t row = 0; row < rows; row += most) {
       const Some weight = *reinterpret_cast<const Some*>(weights + row);
 #pragma GCC unroll 8

@@ -7,20 +7,6 @@
 
 constexpr int64_t kSumParts = kSums / COMMVQ_LANES; // vectors that hold the partial sums
 
-typedef int16_t Shorts __attribute__((vector_size(2 * COMMVQ_LANES)));
-typedef int16_t ShortsInMemory
-    __attribute__((vector_size(2 * COMMVQ_LANES), aligned(2), may_alias));
-
-// Stores them as the nearest whole numbers; they are within int16's range.
-COMMVQ_INLINE void store_rounded(int16_t* to, Lanes x) {
-#if COMMVQ_X86 && COMMVQ_LANES == 16
-  const Shorts shorts = (Shorts)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)rounded(x));
-#else
-  const Shorts shorts = __builtin_convertvector(rounded(x), Shorts);
-#endif
-  *reinterpret_cast<ShortsInMemory*>(to) = shorts;
-}
-
 static void turn_queries(
     const int16_t* query,
     int64_t rows,

@@ -201,6 +201,7 @@ void encode_few(
     const int64_t count = shape.tokens * (part + 1) / of - first;
     PairsOnDemand pairs(unit);
     const Beams beams(shape, shape.tokens);
+    unit.round_tokens(first, count);
     for (int64_t stage = 0; stage < shape.stages; ++stage) {
       extend_block(unit, pairs, stage, first, count, beams);
     }
@@ -240,6 +241,9 @@ void encode_many(
       share_out(blocks, [&](int64_t block) {
         const int64_t first = block * kTokensAtOnce;
         const int64_t count = std::min(kTokensAtOnce, shape.tokens - first);
+        if (stage == 0) {
+          unit.round_tokens(first, count);
+        }
         extend_block(unit, pairs, stage, first, count, beams);
       });
     }

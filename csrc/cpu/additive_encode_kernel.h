@@ -1,23 +1,64 @@
 // The arithmetic of the additive encoder at one SIMD level; see additive_encode.h for the
-// contracts. Lanes are codewords, and every sum runs in one fixed order (over dims, then over
-// earlier stages), so all levels, block sizes and thread counts give the same bits.
+// contracts. Lanes are codewords. Products are whole numbers, and their sums run in one fixed order
+// (over earlier stages), so all levels, block sizes and thread counts give the same bits.
+
+#include "cpu/ints.h"
 
 constexpr int64_t kLanes = COMMVQ_LANES;
 
-static void norms(const Book& book, float* norm) {
-  for (int64_t k = 0; k < book.width; k += kLanes) {
-    Lanes sum = Lanes{};
-    for (int64_t d = 0; d < book.sub_dim; ++d) {
-      const Lanes value = load(book.data + d * book.width + k);
-      sum = sum + value * value;
+constexpr int64_t kMinima = 16; // kWidthStep: every row of scores has as many columns
+constexpr int64_t kVectors = kMinima / kLanes;
+
+// In kMinima partial sums, so that every level adds in the same order.
+static float square(const float* from, int64_t dims) {
+  Lanes sums[kVectors] = {};
+  for (int64_t d = 0; d < dims; d += kMinima) {
+    float rest[kMinima] = {};
+    const float* some = from + d;
+    if (d + kMinima > dims) {
+      __builtin_memcpy(rest, some, 4 * (dims - d));
+      some = rest;
     }
-    store(norm + k, sum);
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const Lanes value = load(some + v * kLanes);
+      sums[v] = sums[v] + value * value;
+    }
+  }
+  float parts[kMinima], sum = 0.0f;
+  for (int64_t v = 0; v < kVectors; ++v) {
+    store(parts + v * kLanes, sums[v]);
+  }
+  for (int64_t i = 0; i < kMinima; ++i) {
+    sum += parts[i];
+  }
+  return sum;
+}
+
+static void round_row(const float* from, int64_t dims, float inverse, int16_t* to) {
+  const Lanes factor = broadcast(inverse);
+  int64_t d = 0;
+  for (; d + kLanes <= dims; d += kLanes) {
+    store_rounded(to + d, load(from + d) * factor);
+  }
+  if (d < dims) {
+    float rest[kLanes] = {};
+    int16_t whole[kLanes];
+    __builtin_memcpy(rest, from + d, 4 * (dims - d));
+    store_rounded(whole, load(rest) * factor);
+    __builtin_memcpy(to + d, whole, 2 * (dims - d));
   }
 }
 
-COMMVQ_INLINE void finish(Lanes sum, float scale, const float* add, float* out) {
-  const Lanes scaled = sum * broadcast(scale);
-  store(out, add == nullptr ? scaled : load(add) + scaled);
+static void norms(const Book& book, float* norm) {
+  const Lanes scale = broadcast(book.unit * book.unit);
+  for (int64_t k = 0; k < book.width; k += kLanes) {
+    Ints sum = Ints{};
+    for (int64_t pair = 0; pair < book.count; ++pair) {
+      const Ints both = load_ints(book.pairs + pair * book.width + k);
+      sum = add_products(sum, both, both);
+    }
+    store(norm + k, as_floats(sum) * scale);
+  }
 }
 
 // Four rows and kColumns vectors of codewords at a time: sums in registers hide the latency of an
@@ -25,67 +66,58 @@ COMMVQ_INLINE void finish(Lanes sum, float scale, const float* add, float* out) 
 constexpr int64_t kRows = 4;
 constexpr int64_t kColumns = COMMVQ_LANES == 16 ? 4 : 2;
 
+typedef int32_t PairInMemory __attribute__((aligned(2), may_alias)); // two int16
+
 template <int64_t rows, int64_t columns>
 COMMVQ_INLINE void some_products(
-    const float* from,
-    int64_t row_stride,
+    const Rows& from,
+    int64_t row,
     const Book& book,
     int64_t k,
     float scale,
     const float* add,
     float* out) {
-  const float* column = book.data + k;
-  Lanes sums[rows][columns] = {};
-  for (int64_t d = 0; d < book.sub_dim; ++d, column += book.width) {
+  const int16_t* numbers = from.numbers + row * from.stride;
+  const int32_t* column = book.pairs + k;
+  Ints sums[rows][columns] = {};
+  for (int64_t pair = 0; pair < book.count; ++pair, column += book.width) {
     for (int64_t r = 0; r < rows; ++r) {
-      const Lanes own = broadcast(from[r * row_stride + d]);
+      const int16_t* at = numbers + r * from.stride + 2 * pair;
+      const Ints own = *reinterpret_cast<const PairInMemory*>(at) - Ints{};
       for (int64_t c = 0; c < columns; ++c) {
-        sums[r][c] = fused(load(column + c * kLanes), own, sums[r][c]);
+        sums[r][c] = add_products(sums[r][c], load_ints(column + c * kLanes), own);
       }
     }
   }
   for (int64_t r = 0; r < rows; ++r) {
+    const Lanes unit = broadcast(scale * book.unit * from.units[row + r]); // exact
     for (int64_t c = 0; c < columns; ++c) {
-      const float* start = add == nullptr ? nullptr : add + c * kLanes;
-      finish(sums[r][c], scale, start, out + r * book.width + c * kLanes);
+      const Lanes product = as_floats(sums[r][c]) * unit;
+      float* to = out + (row + r) * book.width + k + c * kLanes;
+      store(to, add == nullptr ? product : load(add + k + c * kLanes) + product);
     }
   }
 }
 
 static void products(
-    const float* rows,
-    int64_t row_stride,
-    int64_t count,
-    const Book& book,
-    float scale,
-    const float* add,
-    float* out) {
-  const int64_t width = book.width;
+    const Rows& rows, int64_t count, const Book& book, float scale, const float* add, float* out) {
   const int64_t in_rows = count - count % kRows;
-  const int64_t in_columns = width - width % (kColumns * kLanes);
+  const int64_t in_columns = book.width - book.width % (kColumns * kLanes);
   // Codewords outside, so that their columns stay in L1 while all rows pass.
   for (int64_t k = 0; k < in_columns; k += kColumns * kLanes) {
-    const float* start = add == nullptr ? nullptr : add + k;
     for (int64_t r = 0; r < in_rows; r += kRows) {
-      const float* from = rows + r * row_stride;
-      some_products<kRows, kColumns>(from, row_stride, book, k, scale, start, out + r * width + k);
+      some_products<kRows, kColumns>(rows, r, book, k, scale, add, out);
     }
     for (int64_t r = in_rows; r < count; ++r) {
-      const float* from = rows + r * row_stride;
-      some_products<1, kColumns>(from, row_stride, book, k, scale, start, out + r * width + k);
+      some_products<1, kColumns>(rows, r, book, k, scale, add, out);
     }
   }
-  for (int64_t k = in_columns; k < width; k += kLanes) {
-    const float* start = add == nullptr ? nullptr : add + k;
+  for (int64_t k = in_columns; k < book.width; k += kLanes) {
     for (int64_t r = 0; r < count; ++r) {
-      const float* from = rows + r * row_stride;
-      some_products<1, 1>(from, row_stride, book, k, scale, start, out + r * width + k);
+      some_products<1, 1>(rows, r, book, k, scale, add, out);
     }
   }
 }
-
-constexpr int64_t kMinima = 16; // kWidthStep: every row of scores has as many columns
-constexpr int64_t kVectors = kMinima / kLanes;
 
 // to[k] = from[k] + the sum over rows of row[k], and at the end + start, lowering `least`, the
 // least of every sixteenth column.
@@ -315,4 +347,4 @@ static int64_t extend(
   return insert_all(scores, columns, beam);
 }
 
-static const EncodeKernels kernels = {norms, products, extend};
+static const EncodeKernels kernels = {square, round_row, norms, products, extend};

@@ -46,13 +46,9 @@ class StagePairs {
 
   void fill(int64_t earlier, int64_t later, int64_t first, int64_t count) const {
     const EncodeShape& shape = unit_.shape();
-    Buffer<float> codewords(count * shape.sub_dim);
-    for (int64_t k = 0; k < count; ++k) {
-      unit_.copy_codeword(earlier, first + k, codewords.data() + k * shape.sub_dim);
-    }
+    const Rows codewords = unit_.codewords(earlier, first);
     float* to = table_.data() + (earlier * shape.codewords + first) * shape.width();
-    encode_kernels().products(
-        codewords.data(), shape.sub_dim, count, unit_.book(later), 2.0f, nullptr, to);
+    encode_kernels().products(codewords, count, unit_.book(later), 2.0f, nullptr, to);
   }
 
   const EncodeUnit& unit_;
@@ -65,7 +61,7 @@ class PairsOnDemand {
   explicit PairsOnDemand(const EncodeUnit& unit)
       : unit_(unit),
         table_(capacity(unit.shape()) * unit.shape().width()),
-        missing_(capacity(unit.shape()) * unit.shape().sub_dim),
+        missing_(unit.shape(), capacity(unit.shape())),
         place_((unit.shape().stages - 1) * unit.shape().codewords) {}
 
   // The rows of another stage are forgotten.
@@ -81,9 +77,7 @@ class PairsOnDemand {
         int32_t& place = place_[earlier * shape.codewords + codes[earlier]];
         if (place < 0) {
           place = static_cast<int32_t>(filled_ + added_);
-          float* codeword = missing_.data() + added_ * shape.sub_dim;
-          unit_.copy_codeword(earlier, codes[earlier], codeword);
-          ++added_;
+          missing_.copy(added_++, unit_.codewords(earlier, codes[earlier]));
         }
         *rows++ = table_.data() + place * shape.width();
       }
@@ -92,8 +86,7 @@ class PairsOnDemand {
   void complete(int64_t stage) {
     const EncodeShape& shape = unit_.shape();
     float* to = table_.data() + filled_ * shape.width();
-    encode_kernels().products(
-        missing_.data(), shape.sub_dim, added_, unit_.book(stage), 2.0f, nullptr, to);
+    encode_kernels().products(missing_.from(0), added_, unit_.book(stage), 2.0f, nullptr, to);
     filled_ += added_;
     added_ = 0;
   }
@@ -105,7 +98,8 @@ class PairsOnDemand {
   }
 
   const EncodeUnit& unit_;
-  Buffer<float> table_, missing_;
+  Buffer<float> table_;
+  RoundedRows missing_;
   Buffer<int32_t> place_;
   int64_t stage_ = 0, filled_ = 0, added_ = 0; // rows worked out, and rows only promised
 };

@@ -1,8 +1,6 @@
 // exp of a vector of floats. Included inside a level's namespace, after lanes.h; no include guard
 // on purpose.
 
-typedef int32_t Ints __attribute__((vector_size(4 * COMMVQ_LANES)));
-
 // exp(x) for x in [-80, 0], to a few units in the last place: x = n ln 2 + rest, a polynomial for
 // the rest, n into the exponent.
 COMMVQ_INLINE Lanes exponential(Lanes x) {

@@ -1,5 +1,5 @@
 // Vectors of whole numbers, of 8, 16 and 32 bits. Included inside a level's namespace, after
-// exponential.h; no include guard on purpose.
+// lanes.h; no include guard on purpose.
 
 typedef int32_t IntsInMemory __attribute__((vector_size(4 * COMMVQ_LANES), aligned(4), may_alias));
 typedef uint32_t Unsigned __attribute__((vector_size(4 * COMMVQ_LANES)));
@@ -46,6 +46,20 @@ COMMVQ_INLINE Ints rounded(Lanes x) {
   const Lanes magic = broadcast(12582912.0f); // 1.5 * 2^23: adding it rounds
   return (Ints)(x + magic) - (Ints)magic;
 #endif
+}
+
+typedef int16_t Shorts __attribute__((vector_size(2 * COMMVQ_LANES)));
+typedef int16_t ShortsInMemory
+    __attribute__((vector_size(2 * COMMVQ_LANES), aligned(2), may_alias));
+
+// Stores them as the nearest whole numbers; they are within int16's range.
+COMMVQ_INLINE void store_rounded(int16_t* to, Lanes x) {
+#if COMMVQ_X86 && COMMVQ_LANES == 16
+  const Shorts shorts = (Shorts)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)rounded(x));
+#else
+  const Shorts shorts = __builtin_convertvector(rounded(x), Shorts);
+#endif
+  *reinterpret_cast<ShortsInMemory*>(to) = shorts;
 }
 
 COMMVQ_INLINE Ints widened(const int8_t* from) {

@@ -1,7 +1,9 @@
-// A vector of COMMVQ_LANES floats and the few operations that the compiler's own +, - and * on it
-// leave out. Included by each_level.h inside a level's namespace; no include guard on purpose.
+// Vectors of COMMVQ_LANES floats or whole numbers, and the few operations that the compiler's own
+// +, - and * on them leave out. Included by each_level.h inside a level's namespace; no include
+// guard on purpose.
 
 typedef float Lanes __attribute__((vector_size(4 * COMMVQ_LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * COMMVQ_LANES)));
 typedef float LanesInMemory __attribute__((vector_size(4 * COMMVQ_LANES), aligned(4), may_alias));
 
 COMMVQ_INLINE Lanes load(const float* from) {

@@ -48,7 +48,8 @@ def threads() -> Iterator[None]:
 def test_codes_are_those_of_the_definition(
     encode: Encode, shape: tuple[int, ...], beam: int
 ) -> None:
-    x, books = gaussian(*shape)
+    # Multiples of 1/256, which the kernel's int16 hold as they are.
+    x, books = ((tensor * 256).round() / 256 for tensor in gaussian(*shape))
     codes = encode(x, books, beam).numpy()
     expected, margins = naive.additive_encode(x.numpy(), books.numpy(), beam)
     clear = np.repeat(margins > ROUNDING, books.shape[2], axis=2)
@@ -59,15 +60,19 @@ def test_codes_are_those_of_the_definition(
 @pytest.mark.parametrize("beam", [1, 3, 8])
 @pytest.mark.parametrize("codewords", [16, 64, 256])
 @pytest.mark.parametrize("sub_dim", [8, 32, 64])
-def test_native_answer_is_as_near_as_the_reference(codewords: int, sub_dim: int, beam: int) -> None:
+def test_native_answer_is_nearer_than_bfloat16s(codewords: int, sub_dim: int, beam: int) -> None:
     x, books = gaussian(2, 300, 2, 4, codewords, sub_dim)
-    native = ops.additive_encode(x, books, beam)
-    pytorch = reference.additive_encode(x, books, beam)
+    wanted, _ = naive.additive_encode(x.numpy(), books.numpy(), beam)
+    native = ops.additive_encode(x, books, beam).numpy()
+    low = [tensor.bfloat16().float() for tensor in (x, books)]
+    others = reference.additive_encode(*low, beam).numpy()
+    differ, low_differ = ((codes != wanted).sum() for codes in (native, others))
+    assert differ <= max(low_differ / 3, 8)
     errors = [
-        ((naive.additive_decode(codes.numpy(), books.numpy()) - x.numpy()) ** 2).sum(-1)
-        for codes in (native, pytorch)
+        ((naive.additive_decode(codes, books.numpy()) - x.numpy()) ** 2).mean()
+        for codes in (native, wanted)
     ]
-    np.testing.assert_allclose(errors[0], errors[1], rtol=ROUNDING)
+    assert errors[0] == pytest.approx(errors[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("stages", [24, 90])
@@ -143,13 +148,25 @@ def test_codes_of_a_broken_token_are_valid_and_leave_the_others_alone(
     assert torch.equal(codes[:, keep], clean[:, keep])
 
 
+@pytest.mark.parametrize("tokens", [4, 100])
+def test_codes_of_a_broken_codebook_are_valid_and_leave_other_groups_alone(
+    encode: Encode, tokens: int
+) -> None:
+    x, books = gaussian(2, tokens, 1, 3, 10, 8)
+    clean = encode(x, books, 8)
+    books[0, 0, 1, 4, 2] = float("nan")
+    codes = encode(x, books, 8)
+    assert codes.max() < 10
+    assert torch.equal(codes[1], clean[1])
+
+
 def test_strides_do_not_matter(encode: Encode) -> None:
     x, books = gaussian(3, 50, 2, 3, 64, 8)
     expected = encode(x, books, 4)
     tokens_first = x.transpose(0, 1).contiguous().transpose(0, 1)
     dims_first = x.permute(2, 0, 1).contiguous().permute(1, 2, 0)
     stages_first = books.permute(2, 4, 0, 3, 1).contiguous().permute(2, 4, 0, 3, 1)
-    laid_out = ops.encoding_layout(books)
+    laid_out = books.mT.contiguous().mT
     for other in (tokens_first, dims_first, x.repeat(1, 1, 2)[..., : x.shape[2]]):
         assert torch.equal(encode(other, books, 4), expected)
     for other in (stages_first, laid_out):

@@ -189,7 +189,7 @@ def test_operators_pass_opcheck() -> None:
         (torch.ops.commvq.additive_step, one_step(dtype=torch.bfloat16, sinks=0, tokens=5)),
         (torch.ops.commvq.additive_encode, (x, books, 3)),
         (torch.ops.commvq.additive_encode, (x[:, :0], books, 1)),
-        (torch.ops.commvq.additive_encode, (x, ops.encoding_layout(books), 8)),
+        (torch.ops.commvq.additive_encode, (x, books.mT.contiguous().mT, 8)),
         (torch.ops.commvq.exact_attend, (*exact(), 0.0)),
         (torch.ops.commvq.exact_attend, (*exact(tokens=0, dtype=torch.bfloat16), 2.0)),
         (torch.ops.commvq.pack_codes, (codes, 4)),
