@@ -1,8 +1,6 @@
 // Attention of many rows of queries at one SIMD level: decoded values, and products of int16 summed
 // in int32. Whole numbers again, so that every level gives the same ones. See additive_attend.h.
 
-typedef int32_t PairInMemory __attribute__((aligned(2), may_alias)); // two int16
-
 constexpr float kWhole = 65000.0f; // what the weights of a row and block add up to at most
 
 template <int64_t rows, int64_t vectors>
@@ -30,7 +28,7 @@ COMMVQ_INLINE Products<rows, sixteens * kSumParts> products(
     }
 #pragma GCC unroll 8
     for (int64_t r = 0; r < rows; ++r) {
-      const Ints both = *reinterpret_cast<const PairInMemory*>(left + r * stride) - Ints{};
+      const Ints both = broadcast_pair(left + r * stride);
 #pragma GCC unroll 4
       for (int64_t v = 0; v < kVectors; ++v) {
         sums.at[r][v] = add_products(sums.at[r][v], both, column[v]);

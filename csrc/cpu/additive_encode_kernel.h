@@ -66,8 +66,6 @@ static void norms(const Book& book, float* norm) {
 constexpr int64_t kRows = 4;
 constexpr int64_t kColumns = COMMVQ_LANES == 16 ? 4 : 2;
 
-typedef int32_t PairInMemory __attribute__((aligned(2), may_alias)); // two int16
-
 template <int64_t rows, int64_t columns>
 COMMVQ_INLINE void some_products(
     const Rows& from,
@@ -82,8 +80,7 @@ COMMVQ_INLINE void some_products(
   Ints sums[rows][columns] = {};
   for (int64_t pair = 0; pair < book.count; ++pair, column += book.width) {
     for (int64_t r = 0; r < rows; ++r) {
-      const int16_t* at = numbers + r * from.stride + 2 * pair;
-      const Ints own = *reinterpret_cast<const PairInMemory*>(at) - Ints{};
+      const Ints own = broadcast_pair(numbers + r * from.stride + 2 * pair);
       for (int64_t c = 0; c < columns; ++c) {
         sums[r][c] = add_products(sums[r][c], load_ints(column + c * kLanes), own);
       }

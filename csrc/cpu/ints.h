@@ -23,6 +23,13 @@ COMMVQ_INLINE Lanes as_floats(Ints x) {
 #endif
 }
 
+typedef int32_t PairInMemory __attribute__((aligned(2), may_alias)); // two int16
+
+// The same two int16 in every lane.
+COMMVQ_INLINE Ints broadcast_pair(const int16_t* from) {
+  return *reinterpret_cast<const PairInMemory*>(from) - Ints{};
+}
+
 // Adds both products of the two int16 in each lane.
 COMMVQ_INLINE Ints add_products(Ints sum, Ints a, Ints b) {
 #if COMMVQ_X86 && COMMVQ_LANES == 16
