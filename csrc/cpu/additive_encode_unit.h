@@ -135,10 +135,11 @@ class EncodeUnit {
 
   // From codewords [codewords, sub_dim].
   void round_stage(int64_t stage, const float* from) const {
+    const EncodeKernels& kernels = encode_kernels();
     const int64_t width = shape_.width(), first = stage * shape_.codewords;
     float longest = 0.0f;
     for (int64_t k = 0; k < shape_.codewords; ++k) {
-      const float square = encode_kernels().square(from + k * shape_.sub_dim, shape_.sub_dim);
+      const float square = kernels.square(from + k * shape_.sub_dim, shape_.sub_dim);
       longest = std::isnan(longest) || square <= longest ? longest : square;
     }
     const float unit = unit_of(longest);
@@ -147,7 +148,7 @@ class EncodeUnit {
     }
     transpose(stage);
     float* norm = norms_.data() + stage * width;
-    encode_kernels().norms(book(stage), norm);
+    kernels.norms(book(stage), norm);
     // The padding is infinitely far away.
     std::fill(norm + shape_.codewords, norm + width, std::numeric_limits<float>::infinity());
   }

@@ -14,7 +14,7 @@ from tests.cache.lossy_codecs import preset_codecs
 from tests.cache.ways import prompt
 
 LENGTHS = (37, 5, 21, 12)
-TIE = 1e-3  # of logits of order one
+TIE = 1e-3  # of logits of order one; padding moves them by up to 6e-4
 
 
 @pytest.mark.parametrize("preset", ["default", "published"])
@@ -35,6 +35,7 @@ def test_a_batch_of_four_equals_the_four(family: str, preset: str) -> None:
             alone.append(model.generate(own, past_key_values=cache, **options))
     with CommVQCache(model, codecs, window=8, sinks=2) as cache:
         batch = model.generate(ids, attention_mask=mask, past_key_values=cache, **options)
+    ties = 0
     for row, length in enumerate(LENGTHS):
         same = batch.sequences[row, longest:] == alone[row].sequences[0, length:]
         until = 12 if same.all() else int((~same).nonzero()[0])
@@ -45,3 +46,5 @@ def test_a_batch_of_four_equals_the_four(family: str, preset: str) -> None:
         if until < 12:
             first, second = alone[row].logits[until][0].topk(2).values
             assert first - second < TIE
+            ties += 1
+    assert ties <= 1

@@ -31,6 +31,12 @@ SHAPES = [
 ROUNDING = 2e-5  # of float32 sums of up to 64 products of order one
 
 
+def exact(*shape: int) -> tuple[Tensor, Tensor]:
+    """Multiples of 1/256, which the CPU kernel's int16 hold as they are."""
+    x, books = gaussian(*shape)
+    return (x * 256).round() / 256, (books * 256).round() / 256
+
+
 @pytest.fixture(params=IMPLEMENTATIONS)
 def encode(request: pytest.FixtureRequest) -> Encode:
     return IMPLEMENTATIONS[request.param]
@@ -48,13 +54,26 @@ def threads() -> Iterator[None]:
 def test_codes_are_those_of_the_definition(
     encode: Encode, shape: tuple[int, ...], beam: int
 ) -> None:
-    # Multiples of 1/256, which the kernel's int16 hold as they are.
-    x, books = ((tensor * 256).round() / 256 for tensor in gaussian(*shape))
+    x, books = exact(*shape)
     codes = encode(x, books, beam).numpy()
     expected, margins = naive.additive_encode(x.numpy(), books.numpy(), beam)
     clear = np.repeat(margins > ROUNDING, books.shape[2], axis=2)
     assert clear.mean() > 0.9 or books.shape[3] <= 2
     np.testing.assert_array_equal(codes[clear], expected[clear])
+
+
+@pytest.mark.parametrize("beam", [1, 3, 8])
+@pytest.mark.parametrize("codewords", [16, 64, 256])
+@pytest.mark.parametrize("sub_dim", [8, 32, 64])
+def test_native_answer_is_as_near_as_the_reference(codewords: int, sub_dim: int, beam: int) -> None:
+    x, books = exact(2, 300, 2, 4, codewords, sub_dim)
+    native = ops.additive_encode(x, books, beam)
+    pytorch = reference.additive_encode(x, books, beam)
+    errors = [
+        ((naive.additive_decode(codes.numpy(), books.numpy()) - x.numpy()) ** 2).sum(-1)
+        for codes in (native, pytorch)
+    ]
+    np.testing.assert_allclose(errors[0], errors[1], rtol=ROUNDING)
 
 
 @pytest.mark.parametrize("beam", [1, 3, 8])
