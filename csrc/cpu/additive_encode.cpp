@@ -1,9 +1,10 @@
 // commvq::additive_encode on the CPU: beam search over sums of codewords.
 //
-// With x . c of every codeword and 2 c . c' of pairs of codewords in tables, extending a beam takes
-// additions of table rows alone: no residual is ever formed. Many tokens share a table of all
-// pairs; for a few only the rows that their beams touch are worked out. Both give the same bits, so
-// a token's code does not depend on how many are encoded with it, nor on threads.
+// Every sum of one more codeword gets a score in 16 bits, and those that could be among the nearest
+// by these, as far as they can be off, are looked at themselves. Where there are many vectors,
+// scores are sums of rows of a table of 2 c . c' of all pairs of codewords; where there are few,
+// inner products of residuals, both rounded to bytes. Both find the same sums, so a token's code
+// does not depend on how many are encoded with it, nor on threads.
 #include "cpu/additive_encode.h"
 
 #include "common/buffer.h"
@@ -18,8 +19,9 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
-#include <utility>
+#include <cstring>
 
 #define COMMVQ_KERNEL "cpu/additive_encode_kernel.h"
 #include "cpu/each_level.h"
@@ -35,134 +37,137 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kTokensAtOnce = 32;      // their scores of one stage, 32 KB, stay near the core
+constexpr int64_t kTokensAtOnce = 32;      // their scores of one stage, 16 KB, stay near the core
 constexpr int64_t kWorthAThread = 1 << 18; // multiply-adds that repay waking one
+constexpr int64_t kWorthATable = 16;       // sums for each codeword that repay a stage's table
 
 // The partial sums of some tokens of a unit, of one stage and of the next in turn: room for `beam`
 // of them a token.
 class Beams {
  public:
   Beams(const EncodeShape& shape, int64_t tokens)
-      : codes_per_token(shape.beam * shape.stages),
+      : code_stride((shape.stages + kCodesAtOnce - 1) / kCodesAtOnce * kCodesAtOnce),
         beam_(shape.beam),
+        tokens_(tokens),
         kept_(tokens),
-        sides_{Side(shape, tokens), Side(shape, tokens)} {
-    for (int64_t token = 0; token < tokens; ++token) {
-      kept_[token] = 1; // the empty sum
-      sides_[0].score[token * shape.beam] = 0.0f;
-      sides_[0].order[token * shape.beam] = 0;
-      sides_[0].shared[token * shape.beam] = 0;
-    }
+        sides_{Side(tokens * shape.beam, code_stride), Side(tokens * shape.beam, code_stride)} {}
+
+  // The empty sum.
+  void begin(int64_t token, float square) const {
+    const Side& side = sides_[0];
+    kept_[token] = 1;
+    side.score[token * beam_] = square;
   }
 
-  // What a stage reads, and what it writes.
-  const uint8_t* codes(int64_t stage, int64_t token) const {
-    return sides_[stage % 2].codes.data() + token * codes_per_token;
-  }
-  const float* score(int64_t stage, int64_t token) const {
-    return sides_[stage % 2].score.data() + token * beam_;
-  }
-  Tree tree(int64_t stage, int64_t token) const {
+  // What a stage reads, and where it writes its scores.
+  Parents parents(int64_t stage, int64_t token) const {
     const Side& side = sides_[stage % 2];
-    return {side.order.data() + token * beam_, side.shared.data() + token * beam_};
-  }
-  uint8_t* new_codes(int64_t stage, int64_t token) const {
-    return sides_[(stage + 1) % 2].codes.data() + token * codes_per_token;
+    const int64_t first = token * beam_;
+    return {
+        kept_[token],
+        side.score.data() + first,
+        side.codes.data() + first * code_stride,
+        code_stride};
   }
   float* new_score(int64_t stage, int64_t token) const {
     return sides_[(stage + 1) % 2].score.data() + token * beam_;
   }
-  int64_t& kept(int64_t token) const { return kept_[token]; }
 
-  // Orders the `count` new sums, of which the i-th extends parent[i], as the tree of their parents
-  // says: children of one parent differ only in the codeword of `stage`.
-  void grow_tree(int64_t stage, int64_t token, const int64_t* parent, int64_t count) const {
-    const Tree old = tree(stage, token);
-    const Side& side = sides_[(stage + 1) % 2];
-    int32_t* order = side.order.data() + token * beam_;
-    int32_t* shared = side.shared.data() + token * beam_;
-    const int32_t all = static_cast<int32_t>(stage);
-    int32_t common = 0; // of this parent and the last one that has children
-    int64_t placed = 0;
-    for (int64_t i = 0; i < kept_[token]; ++i) {
-      common = std::min(common, old.shared[i]);
-      for (int64_t place = 0; place < count; ++place) {
-        if (parent[place] == old.order[i]) {
-          shared[placed] = common;
-          order[placed++] = static_cast<int32_t>(place);
-          common = all;
-        }
+  // How far from their sums nearly all tokens are: three times the root mean square of those that
+  // are finite, but no more than the farthest.
+  float far(int64_t stage) const {
+    double sum = 0.0;
+    float most = 0.0f;
+    int64_t finite = 0;
+    for (int64_t token = 0; token < tokens_; ++token) {
+      const float own = parents(stage, token).score[kept_[token] - 1];
+      if (std::isfinite(own)) {
+        sum += own;
+        most = std::max(most, own);
+        ++finite;
       }
     }
+    const auto usual = static_cast<float>(sum / static_cast<double>(std::max<int64_t>(finite, 1)));
+    return std::sqrt(std::min(9.0f * usual, most));
   }
 
-  const int64_t codes_per_token;
+  const uint8_t* best(int64_t stage, int64_t token) const {
+    return sides_[stage % 2].codes.data() + token * beam_ * code_stride;
+  }
+
+  // Notes the `count` new sums, of which the i-th is origin[i].
+  void extend(
+      int64_t stage, int64_t token, const int32_t* origin, int64_t count, int64_t shift) const {
+    const Parents old = parents(stage, token);
+    uint8_t* codes = sides_[(stage + 1) % 2].codes.data() + token * beam_ * code_stride;
+    for (int64_t place = 0; place < count; ++place, codes += code_stride) {
+      const int64_t parent = origin[place] >> shift;
+      for (int64_t part = 0; part < stage; part += kCodesAtOnce) {
+        std::memcpy(codes + part, old.codes + parent * code_stride + part, kCodesAtOnce);
+      }
+      codes[stage] = static_cast<uint8_t>(origin[place] - (parent << shift));
+    }
+    kept_[token] = count;
+  }
+
+  const int64_t code_stride;
 
  private:
+  static constexpr int64_t kCodesAtOnce = 16;
+
   struct Side {
-    Side(const EncodeShape& shape, int64_t tokens)
-        : score(tokens * shape.beam),
-          codes(tokens * shape.beam * shape.stages),
-          order(tokens * shape.beam),
-          shared(tokens * shape.beam) {}
+    Side(int64_t sums, int64_t code_stride) : score(sums), codes(sums * code_stride) {}
 
     Buffer<float> score;
     Buffer<uint8_t> codes;
-    Buffer<int32_t> order, shared;
   };
 
-  const int64_t beam_;
+  const int64_t beam_, tokens_;
   Buffer<int64_t> kept_;
   Side sides_[2];
 };
 
-// Extends the partial sums of tokens [first, first + count) by a codeword of `stage`.
-template <class Pairs>
+// Extends the partial sums of tokens [first, first + count) by a codeword of `stage`. Of the last
+// one only the nearest is kept.
 void extend_block(
     const EncodeUnit& unit,
-    Pairs& pairs,
+    const Table& table,
     int64_t stage,
     int64_t first,
     int64_t count,
     const Beams& beams) {
   const EncodeShape& shape = unit.shape();
-  Buffer<float> base(count * shape.width());
-  Buffer<const float*> rows(count * beams.codes_per_token);
-  Buffer<float> scores(2 * shape.beam * shape.width());
-  Buffer<int64_t> origin(shape.beam);
-  unit.base_scores(stage, first, count, base.data());
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t token = first + i;
-    pairs.find(
-        beams.codes(stage, token),
-        beams.kept(token),
-        stage,
-        rows.data() + i * beams.codes_per_token);
+  const Codebooks books = unit.codebooks();
+  const int64_t sums = shape.beam * books.width;
+  const bool last = stage + 1 == shape.stages;
+  const Buffer<int16_t> base(table.rows == nullptr ? 0 : count * books.width),
+      scores(sums + books.width);
+  const Buffer<int32_t> list(sums), quads(shape.beam * books.wide / 4), origin(shape.beam);
+  const Buffer<float> nearness(sums), residuals(shape.beam * books.wide);
+  const Workspace room = {
+      scores.data(), list.data(), nearness.data(), residuals.data(), quads.data()};
+  if (table.rows != nullptr) {
+    unit.base_scores(stage, first, count, table.unit, base.data());
   }
-  pairs.complete(stage);
   for (int64_t i = 0; i < count; ++i) {
     const int64_t token = first + i;
-    const uint8_t* codes = beams.codes(stage, token);
-    uint8_t* new_codes = beams.new_codes(stage, token);
     const int64_t kept = encode_kernels().extend(
-        base.data() + i * shape.width(),
-        shape.width(),
-        rows.data() + i * beams.codes_per_token,
+        books,
         stage,
-        beams.score(stage, token),
-        beams.kept(token),
-        beams.tree(stage, token),
-        scores.data(),
-        {beams.new_score(stage, token), origin.data(), shape.beam});
-    for (int64_t place = 0; place < kept; ++place, new_codes += shape.stages) {
-      const int64_t parent = origin[place] / shape.width();
-      const uint8_t* begin = codes + parent * shape.stages;
-      std::copy(begin, begin + stage, new_codes);
-      new_codes[stage] = static_cast<uint8_t>(origin[place] - parent * shape.width());
-      origin[place] = parent;
-    }
-    beams.grow_tree(stage, token, origin.data(), kept);
-    beams.kept(token) = kept;
+        unit.token(token),
+        beams.parents(stage, token),
+        table,
+        base.data() + i * books.width,
+        room,
+        {beams.new_score(stage, token), origin.data(), last ? 1 : shape.beam});
+    beams.extend(stage, token, origin.data(), kept, books.shift);
+  }
+}
+
+void begin_block(const EncodeUnit& unit, int64_t first, int64_t count, const Beams& beams) {
+  unit.round_tokens(first, count);
+  for (int64_t token = first; token < first + count; ++token) {
+    beams.begin(token, unit.square(token));
   }
 }
 
@@ -171,39 +176,33 @@ void write_best(
     const EncodeUnit& unit, const Beams& beams, int64_t first, int64_t count, uint8_t* output) {
   const int64_t stages = unit.shape().stages;
   for (int64_t token = first; token < first + count; ++token) {
-    const uint8_t* best = beams.codes(stages, token);
-    std::copy(best, best + stages, output + unit.output_offset(token));
+    std::copy_n(beams.best(stages, token), stages, output + unit.output_offset(token));
   }
 }
 
-// Whether the rows that all beams ask for are fewer than there are, or hardly more: then units
-// that keep all threads busy repay themselves by what they share.
+// Whether tables of all pairs of codewords would take longer than inner products of all residuals.
 bool are_few(const EncodeShape& shape) {
-  const int64_t sums = shape.tokens * shape.beam;
-  const auto threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  return sums < shape.codewords || (sums <= 4 * shape.codewords && shape.units() >= threads);
+  return 2 * shape.tokens * shape.beam < kWorthATable * shape.codewords;
 }
 
 // Few tokens: a unit a job. Units that are left when every thread has as many as the others are cut
-// into parts of their tokens, if those go round: half a unit's take two thirds of the time.
+// into parts of their tokens, if those go round.
 void encode_few(
     const EncodeShape& shape, const Tensor& x, const Tensor& codebooks, uint8_t* output) {
-  const int64_t beam_rows = shape.tokens * shape.beam * shape.stages;
-  const int64_t work = shape.stages * shape.width() * (shape.tokens * shape.sub_dim + beam_rows);
+  const int64_t work = shape.stages * shape.width() * shape.sub_dim * shape.tokens * shape.beam;
   const auto all = static_cast<int64_t>(torch::stable::get_num_threads());
   const int64_t threads = work * shape.units() < kWorthAThread ? 1 : all;
   const int64_t each = shape.units() / threads, left = shape.units() % threads;
   const int64_t parts = left == 0 ? 1 : threads / left;
   const bool cut = each > 0 && left * parts == threads && shape.tokens >= parts;
   const auto encode = [&](int64_t index, int64_t part, int64_t of) {
-    const EncodeUnit unit(shape, x, codebooks, index);
+    const EncodeUnit unit(shape, x, codebooks, index, false);
     const int64_t first = shape.tokens * part / of;
     const int64_t count = shape.tokens * (part + 1) / of - first;
-    PairsOnDemand pairs(unit);
     const Beams beams(shape, shape.tokens);
-    unit.round_tokens(first, count);
+    begin_block(unit, first, count, beams);
     for (int64_t stage = 0; stage < shape.stages; ++stage) {
-      extend_block(unit, pairs, stage, first, count, beams);
+      extend_block(unit, {}, stage, first, count, beams);
     }
     write_best(unit, beams, first, count, output);
   };
@@ -233,18 +232,19 @@ void encode_many(
     const EncodeShape& shape, const Tensor& x, const Tensor& codebooks, uint8_t* output) {
   const int64_t blocks = (shape.tokens + kTokensAtOnce - 1) / kTokensAtOnce;
   for (int64_t index = 0; index < shape.units(); ++index) {
-    const EncodeUnit unit(shape, x, codebooks, index);
+    const EncodeUnit unit(shape, x, codebooks, index, true);
     StagePairs pairs(unit);
     const Beams beams(shape, shape.tokens);
+    share_out(blocks, [&](int64_t block) {
+      const int64_t first = block * kTokensAtOnce;
+      begin_block(unit, first, std::min(kTokensAtOnce, shape.tokens - first), beams);
+    });
     for (int64_t stage = 0; stage < shape.stages; ++stage) {
-      pairs.fill(stage);
+      pairs.fill(stage, beams.far(stage));
       share_out(blocks, [&](int64_t block) {
         const int64_t first = block * kTokensAtOnce;
         const int64_t count = std::min(kTokensAtOnce, shape.tokens - first);
-        if (stage == 0) {
-          unit.round_tokens(first, count);
-        }
-        extend_block(unit, pairs, stage, first, count, beams);
+        extend_block(unit, pairs.table(), stage, first, count, beams);
       });
     }
     write_best(unit, beams, 0, shape.tokens, output);

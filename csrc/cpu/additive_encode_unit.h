@@ -1,6 +1,6 @@
 // The additive encoder's unit of work: one sub-vector of one group, on its own codebooks. Codewords
-// and tokens are rounded to int16, each stage and each token in units of its own, so that inner
-// products are whole numbers and exact. What is found is the nearest sum of rounded codewords.
+// and tokens are rounded to int16, each stage and each token in units of its own. What is found is
+// the sum of rounded codewords that is nearest to the rounded token.
 #pragma once
 
 #include "common/buffer.h"
@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -20,7 +21,11 @@ struct EncodeShape {
   int64_t groups, subs, stages, codewords, sub_dim, tokens, beam;
 
   int64_t units() const { return groups * subs; }
-  int64_t width() const { return (codewords + kWidthStep - 1) / kWidthStep * kWidthStep; }
+  int64_t width() const {
+    return static_cast<int64_t>(
+        std::bit_ceil(static_cast<uint64_t>(std::max(codewords, kLeastWidth))));
+  }
+  int64_t wide() const { return (sub_dim + kWideStep - 1) / kWideStep * kWideStep; }
   int64_t pairs() const { return (sub_dim + 1) / 2; }
 };
 
@@ -35,82 +40,131 @@ inline float unit_of(float square) {
   return std::ldexp(1.0f, std::max(exponent, -100)); // its inverse must be a number too
 }
 
-// Room for rows of whole numbers, each in units of its own.
+// A pointer to `count` numbers from `from` on, of which each is `stride` after the last: those
+// themselves, or what they are copied to.
+inline const float* in_a_row(const float* from, int64_t count, int64_t stride, float* copy) {
+  if (stride == 1) {
+    return from;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    copy[i] = from[i * stride];
+  }
+  return copy;
+}
+
+// Rows of rounded numbers, each in units of its own: as floats, and as int16 where they are wanted.
 class RoundedRows {
  public:
-  RoundedRows(const EncodeShape& shape, int64_t count)
-      : stride_(2 * shape.pairs()), numbers_(count * stride_), units_(count) {}
+  RoundedRows(const EncodeShape& shape, int64_t count, bool whole)
+      : dims_(shape.sub_dim),
+        wide_(shape.wide()),
+        stride_(2 * shape.pairs()),
+        floats_(count * wide_),
+        numbers_(whole ? count * stride_ : 0),
+        units_(count),
+        whole_(whole) {}
 
-  int16_t* at(int64_t row) const { return numbers_.data() + row * stride_; }
-  float& unit(int64_t row) const { return units_[row]; }
-  void copy(int64_t row, const Rows& first_of) const {
-    std::copy_n(first_of.numbers, stride_, at(row));
-    unit(row) = first_of.units[0];
+  const float* floats(int64_t row) const { return floats_.data() + row * wide_; }
+  const int16_t* numbers(int64_t row) const { return numbers_.data() + row * stride_; }
+  float unit(int64_t row) const { return units_[row]; }
+  Rows from(int64_t first) const { return {numbers(first), stride_, units_.data() + first}; }
+
+  void round(int64_t row, const float* from, float unit) const {
+    int16_t* numbers = whole_ ? numbers_.data() + row * stride_ : nullptr;
+    float* floats = floats_.data() + row * wide_;
+    units_[row] = unit;
+    if (whole_) {
+      numbers[stride_ - 1] = 0; // where dims are odd
+    }
+    if (std::isnan(unit)) {
+      std::fill_n(floats, wide_, unit);
+      if (whole_) {
+        std::fill_n(numbers, stride_, int16_t{0});
+      }
+    } else {
+      encode_kernels().round_row(from, dims_, 1.0f / unit, unit, numbers, floats);
+    }
   }
-  Rows from(int64_t first) const { return {at(first), stride_, units_.data() + first}; }
 
  private:
-  int64_t stride_;
+  int64_t dims_, wide_, stride_;
+  Buffer<float> floats_;
   Buffer<int16_t> numbers_;
   Buffer<float> units_;
+  bool whole_;
 };
 
 class EncodeUnit {
  public:
+  // With `tables` it has what tables are made of, too.
   EncodeUnit(
       const EncodeShape& shape,
       const torch::stable::Tensor& x,
       const torch::stable::Tensor& codebooks,
-      int64_t index)
+      int64_t index,
+      bool tables)
       : shape_(shape),
         group_(index / shape.subs),
         sub_(index % shape.subs),
         token_stride_(x.stride(1)),
         tokens_(x.const_data_ptr<float>() + group_ * x.stride(0) + sub_ * shape.sub_dim),
-        rounded_(shape, shape.tokens),
-        codewords_(shape, shape.stages * shape.codewords),
-        pairs_(shape.stages * shape.pairs() * shape.width()),
-        norms_(shape.stages * shape.width()) {
+        tables_(tables),
+        rounded_(shape, shape.tokens, tables),
+        codewords_(shape, shape.stages * shape.codewords, tables),
+        pairs_(tables ? shape.stages * shape.pairs() * shape.width() : 0),
+        quads_(shape.stages * shape.wide() / 4 * shape.width()),
+        norms_(shape.stages * shape.width()),
+        stages_(shape.stages) {
     const float* source = codebooks.const_data_ptr<float>() + group_ * codebooks.stride(0) +
                           sub_ * codebooks.stride(1);
-    const int64_t size = shape.codewords * shape.sub_dim;
-    const bool in_place =
-        codebooks.stride(4) == 1 && (codebooks.stride(3) == shape.sub_dim || shape.codewords == 1);
-    const Buffer<float> own(in_place ? 0 : size);
+    float reach = 0.0f;
     for (int64_t stage = 0; stage < shape.stages; ++stage, source += codebooks.stride(2)) {
-      for (int64_t i = 0; !in_place && i < size; ++i) {
-        const int64_t codeword = i / shape.sub_dim, dim = i % shape.sub_dim;
-        own[i] = source[codeword * codebooks.stride(3) + dim * codebooks.stride(4)];
-      }
-      round_stage(stage, in_place ? source : own.data());
+      stages_[stage] = round_stage(stage, source, codebooks.stride(3), codebooks.stride(4));
+      stages_[stage].reach = reach;
+      reach += stages_[stage].longest;
     }
   }
 
   const EncodeShape& shape() const { return shape_; }
 
+  Codebooks codebooks() const {
+    const int64_t width = shape_.width();
+    return {
+        stages_.data(),
+        shape_.codewords,
+        width,
+        std::countr_zero(static_cast<uint64_t>(width)),
+        shape_.wide()};
+  }
   Book book(int64_t stage) const {
     const int64_t size = shape_.pairs() * shape_.width();
     const float unit = codewords_.unit(stage * shape_.codewords);
     return {pairs_.data() + stage * size, shape_.width(), shape_.pairs(), unit};
   }
+  const Stage& stage(int64_t stage) const { return stages_[stage]; }
 
   // Those of `stage` from `first`.
   Rows codewords(int64_t stage, int64_t first) const {
     return codewords_.from(stage * shape_.codewords + first);
   }
 
-  // Call it before base_scores. A token that is not finite has scores that are not.
+  // Call it before what follows. A token that is not finite is all NaN.
   void round_tokens(int64_t first, int64_t count) const {
     for (int64_t token = first; token < first + count; ++token) {
       const float* from = tokens_ + token * token_stride_;
-      round_row(from, unit_of(encode_kernels().square(from, shape_.sub_dim)), rounded_, token);
+      rounded_.round(token, from, unit_of(encode_kernels().square(from, shape_.sub_dim)));
     }
   }
+  const float* token(int64_t token) const { return rounded_.floats(token); }
+  float square(int64_t token) const {
+    return encode_kernels().square(rounded_.floats(token), shape_.wide());
+  }
 
-  // out[token * width + k] = |c_k|^2 - 2 x . c_k for `count` tokens from `first`.
-  void base_scores(int64_t stage, int64_t first, int64_t count, float* out) const {
+  // out[token * width + k] = |c_k|^2 - 2 x . c_k for `count` tokens from `first`, as `products` has
+  // it.
+  void base_scores(int64_t stage, int64_t first, int64_t count, float unit, int16_t* out) const {
     const float* norm = norms_.data() + stage * shape_.width();
-    encode_kernels().products(rounded_.from(first), count, book(stage), -2.0f, norm, out);
+    encode_kernels().products(rounded_.from(first), count, book(stage), -2.0f, norm, unit, out);
   }
 
   // Where this unit's codes of a token begin in the output.
@@ -119,63 +173,93 @@ class EncodeUnit {
   }
 
  private:
-  void round_row(const float* from, float unit, const RoundedRows& to, int64_t row) const {
-    const int64_t dims = shape_.sub_dim;
-    int16_t* numbers = to.at(row);
-    to.unit(row) = unit;
-    if (std::isnan(unit)) {
-      std::fill_n(numbers, dims, int16_t{0});
-    } else {
-      encode_kernels().round_row(from, dims, 1.0f / unit, numbers);
-    }
-    if (dims % 2 != 0) {
-      numbers[dims] = 0;
-    }
-  }
-
-  // From codewords [codewords, sub_dim].
-  void round_stage(int64_t stage, const float* from) const {
+  Stage round_stage(int64_t stage, const float* from, int64_t stride, int64_t dim_stride) const {
     const EncodeKernels& kernels = encode_kernels();
-    const int64_t width = shape_.width(), first = stage * shape_.codewords;
+    const int64_t width = shape_.width(), wide = shape_.wide(), first = stage * shape_.codewords;
+    const int64_t dims = shape_.sub_dim, count = shape_.codewords;
+    const Buffer<float> copy(dims);
+    float most = 0.0f;
+    for (int64_t k = 0; k < count; ++k) {
+      const float* own = in_a_row(from + k * stride, dims, dim_stride, copy.data());
+      const float square = kernels.square(own, dims);
+      most = std::isnan(most) || square <= most ? most : square;
+    }
+    const float unit = unit_of(most);
+    float* norms = norms_.data() + stage * width;
     float longest = 0.0f;
-    for (int64_t k = 0; k < shape_.codewords; ++k) {
-      const float square = kernels.square(from + k * shape_.sub_dim, shape_.sub_dim);
-      longest = std::isnan(longest) || square <= longest ? longest : square;
+    for (int64_t k = 0; k < count; ++k) {
+      const float* own = in_a_row(from + k * stride, dims, dim_stride, copy.data());
+      codewords_.round(first + k, own, unit);
+      norms[k] = kernels.square(codewords_.floats(first + k), wide);
+      longest = std::max(longest, std::sqrt(norms[k]));
     }
-    const float unit = unit_of(longest);
-    for (int64_t k = 0; k < shape_.codewords; ++k) {
-      round_row(from + k * shape_.sub_dim, unit, codewords_, first + k);
+    std::fill(norms + count, norms + width, 0.0f);
+    if (tables_) {
+      make_pairs(stage);
     }
-    transpose(stage);
-    float* norm = norms_.data() + stage * width;
-    kernels.norms(book(stage), norm);
-    // The padding is infinitely far away.
-    std::fill(norm + shape_.codewords, norm + width, std::numeric_limits<float>::infinity());
+    int32_t* quads = quads_.data() + stage * (wide / 4) * width;
+    const float quad_unit = kernels.largest(codewords_.floats(first), count * wide) / 127.0f;
+    const float error = make_quads(codewords_.floats(first), quad_unit, quads);
+    return {
+        codewords_.floats(first),
+        norms,
+        quads,
+        quad_unit,
+        error,
+        std::isnan(unit) ? unit : longest * 1.0001f, // more than what it is rounded to
+        0.0f};
   }
 
   // Makes a stage's book of its codewords, some neighbours at a time so that lines fill.
-  void transpose(int64_t stage) const {
+  void make_pairs(int64_t stage) const {
     const int64_t width = shape_.width(), count = shape_.pairs();
     int32_t* to = pairs_.data() + stage * count * width;
-    for (int64_t begin = 0; begin < width; begin += kWidthStep) {
-      const int64_t end = std::min(begin + kWidthStep, shape_.codewords);
-      const int16_t* from = codewords_.at(stage * shape_.codewords + begin);
+    const int16_t* from = codewords_.numbers(stage * shape_.codewords);
+    for (int64_t begin = 0; begin < width; begin += kTogether) {
+      const int64_t end = std::clamp(shape_.codewords, begin, begin + kTogether);
       for (int64_t pair = 0; pair < count; ++pair) {
         int32_t* row = to + pair * width;
         for (int64_t k = begin; k < end; ++k) {
-          std::memcpy(row + k, from + 2 * ((k - begin) * count + pair), 4);
+          std::memcpy(row + k, from + 2 * (k * count + pair), 4);
         }
-        std::fill(row + end, row + begin + kWidthStep, 0);
+        std::fill(row + end, row + begin + kTogether, 0);
       }
     }
   }
 
+  // The same as bytes, in fours. Returns how far they are from a codeword at most.
+  float make_quads(const float* rows, float unit, int32_t* to) const {
+    const int64_t width = shape_.width(), wide = shape_.wide(), count = wide / 4;
+    const Buffer<int32_t> bytes(kTogether * count);
+    float error = 0.0f;
+    for (int64_t begin = 0; begin < width; begin += kTogether) {
+      const int64_t end = std::clamp(shape_.codewords, begin, begin + kTogether);
+      for (int64_t k = begin; k < end; ++k) {
+        auto* own = reinterpret_cast<int8_t*>(bytes.data() + (k - begin) * count);
+        error = std::max(error, encode_kernels().round_bytes(rows + k * wide, wide, unit, own));
+      }
+      for (int64_t quad = 0; quad < count; ++quad) {
+        int32_t* row = to + quad * width;
+        for (int64_t k = begin; k < end; ++k) {
+          row[k] = bytes[(k - begin) * count + quad] ^ kOffset;
+        }
+        std::fill(row + end, row + begin + kTogether, kOffset);
+      }
+    }
+    return std::sqrt(error) * 1.0001f;
+  }
+
+  static constexpr int64_t kTogether = 16;
+  static constexpr auto kOffset = static_cast<int32_t>(0x80808080u);
+
   const EncodeShape& shape_;
   int64_t group_, sub_, token_stride_;
   const float* tokens_;
+  bool tables_;
   RoundedRows rounded_, codewords_;
-  Buffer<int32_t> pairs_;
+  Buffer<int32_t> pairs_, quads_;
   Buffer<float> norms_;
+  Buffer<Stage> stages_;
 };
 
 } // namespace commvq

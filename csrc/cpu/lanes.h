@@ -37,6 +37,11 @@ COMMVQ_INLINE Lanes smaller(Lanes a, Lanes b) {
   return a < b ? a : b;
 }
 
+// The larger of each pair; `b` where either is a NaN.
+COMMVQ_INLINE Lanes larger(Lanes a, Lanes b) {
+  return a > b ? a : b;
+}
+
 #if !COMMVQ_X86
 template <class Comparison>
 COMMVQ_INLINE uint64_t as_bits(Comparison holds) {
