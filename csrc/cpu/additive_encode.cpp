@@ -39,7 +39,7 @@ using torch::stable::Tensor;
 
 constexpr int64_t kTokensAtOnce = 32;      // their scores of one stage, 16 KB, stay near the core
 constexpr int64_t kWorthAThread = 1 << 18; // multiply-adds that repay waking one
-constexpr int64_t kWorthATable = 16;       // sums for each codeword that repay a stage's table
+constexpr int64_t kWorthATable = 8;        // sums for each codeword that repay a stage's table
 
 // The partial sums of some tokens of a unit, of one stage and of the next in turn: room for `beam`
 // of them a token.
@@ -182,7 +182,7 @@ void write_best(
 
 // Whether tables of all pairs of codewords would take longer than inner products of all residuals.
 bool are_few(const EncodeShape& shape) {
-  return 2 * shape.tokens * shape.beam < kWorthATable * shape.codewords;
+  return shape.tokens * shape.beam < kWorthATable * shape.codewords;
 }
 
 // Few tokens: a unit a job. Units that are left when every thread has as many as the others are cut
